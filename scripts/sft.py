@@ -1,0 +1,135 @@
+"""Supervised fine-tuning: a base model, a recipe and rows go in, an adapter comes out.
+
+    accelerate launch scripts/sft.py RECIPE [section.key=value ...] [--dry-run] [--overwrite]
+
+--dry-run checks all that needs no weights, prints the resolved recipe and writes nothing.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lorasmith.console import say
+from lorasmith.errors import UnreachableError
+from lorasmith.recipe import Recipe, load_recipe, recipe_text
+from lorasmith.runs.ending import enter_run, quiet, run_script
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    requested = load_recipe(arguments.recipe, arguments.overrides)
+    quiet()
+    try:
+        train(requested, arguments)
+    except UnreachableError as error:
+        if not arguments.dry_run:
+            raise
+        say(f"not checked: {error}")
+        say(recipe_text(requested))
+
+
+def train(requested: Recipe, arguments: argparse.Namespace) -> None:
+    # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
+    from lorasmith import adapters, hardware, models
+    from lorasmith.data.prepare import prepare, read_train_and_eval
+    from lorasmith.runs import folder, report, settings
+    from lorasmith.runs.watch import Watch
+
+    output = Path(requested.output_dir)
+    machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
+    say(f"machine: {machine.line}")
+    train_rows, eval_rows = read_train_and_eval(requested.data, requested.seed)
+    tokenizer, new_token_ids = models.load_tokenizer(requested.model)
+    positions = models.max_positions(requested.model)
+    recipe, reasons = settings.resolve(requested, machine, positions, folder.earlier(output, requested))
+    rows = prepare(recipe.data, tokenizer, train_rows, eval_rows, recipe.trainer["max_length"])
+    settings.announce_batch(recipe, len(rows.train))
+    if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
+        say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")
+        say(f"next: python scripts/chat.py {output}")
+        return
+    hardware.check_disk(output, needed_gib=0.5)
+
+    # trl's import takes 5 to 14 s, so it waits until everything cheap has passed.
+    from trl import SFTConfig
+
+    config = settings.make_config(SFTConfig, recipe, machine)
+    if arguments.dry_run:
+        say(recipe_text(recipe))
+        return
+
+    base = models.base_identity(recipe.model)
+    run = report.begin(output, requested, recipe, reasons, machine, tokenizer, rows, base)
+    enter_run(output)
+    base_model = models.load_base_model(recipe.model, recipe.model.dtype, recipe.model.attention, machine.device)
+    models.grow_embeddings(base_model, tokenizer)
+    watch = Watch(output, machine)
+    model, trainer = make_trainer(recipe, config, base, base_model, tokenizer, new_token_ids, rows, watch)
+    for line in adapters.coverage_lines(model, recipe.adapter):
+        say(line)
+    if new_token_ids:
+        say(f"new tokens: {' '.join(tokenizer.convert_ids_to_tokens(new_token_ids))}; only their rows are trained")
+
+    with adapters.initial_adapter(recipe.adapter, model) as initial:
+        before = trainer.evaluate() if rows.eval else None
+        trainer.train()
+        after = trainer.evaluate() if rows.eval else None
+        adapters.save_adapter(model, output, base, initial)
+    tokenizer.save_pretrained(output)
+    report.finish(output, run, watch, model, {"before": before, "after": after}, machine, trainer.state.global_step)
+
+
+def make_trainer(
+    recipe: Recipe,
+    config: Any,
+    base: dict[str, Any],
+    base_model: Any,
+    tokenizer: Any,
+    new_token_ids: list[int],
+    rows: Any,
+    watch: Any,
+) -> tuple[Any, Any]:
+    """The adapted model and trl's trainer over it."""
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from lorasmith import adapters
+
+    sets = [
+        Dataset.from_dict({"input_ids": [row.input_ids for row in part], "labels": [row.labels for row in part]})
+        for part in (rows.train, rows.eval)
+    ]
+    collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collate)
+    set_seed(recipe.seed)
+    model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
+    stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
+    with adapters.trainable_weights_kept(model):
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=sets[0],
+            eval_dataset=sets[1] if rows.eval else None,
+            processing_class=tokenizer,
+            callbacks=[watch, *stopping],
+        )
+    trainer.remove_callback(PrinterCallback)
+    if recipe.adapter.loraplus_lr_ratio is not None:
+        trainer.optimizer = adapters.loraplus_optimizer(model, recipe.adapter, config)
+    return model, trainer
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved recipe, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in output_dir")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,266 @@
+"""Adapters: made from the recipe, checked for reach, saved so that plain peft loads them."""
+
+import difflib
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from lorasmith.errors import ModelError
+from lorasmith.recipe import LORA_METHODS, Adapter
+
+# Initialisations that move part of the base's weights into the adapter. They are saved as a plain LoRA of the
+# difference, so that the adapter fits the original base.
+CONVERTED_INITS = ("pissa", "olora")
+
+
+def adapter_config(section: Adapter, model: PreTrainedModel, new_token_ids: list[int]) -> PeftConfig:
+    """The peft configuration of a recipe's adapter.
+
+    Raises:
+        ModelError: If a target matches nothing in this model, or the method cannot do what is asked.
+    """
+    options = dict(section.options)
+    _check_reach(section, model)
+    if new_token_ids:
+        options["trainable_token_indices"] = _token_indices(section, model, new_token_ids)
+    if section.method in LORA_METHODS:
+        inits: dict[str, Any] = {"pissa": "pissa", "olora": "olora", "eva": "eva"}
+        if section.method == "eva" and "eva_config" not in options:
+            options["eva_config"] = peft.EvaConfig()
+        return LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=section.rank,
+            lora_alpha=_whole(section.alpha),  # type: ignore[arg-type]  # peft divides it, so a fraction is fine
+            lora_dropout=section.dropout,
+            target_modules=section.target_modules,
+            use_rslora=section.method == "rslora",
+            use_dora=section.method == "dora",
+            init_lora_weights=inits.get(section.method, True),
+            **options,
+        )
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[section.method.upper()]]
+    known = kind.__dataclass_fields__
+    ours = {
+        "rank": ("r", "rank"),
+        "alpha": ("lora_alpha", "alpha", f"{section.method}_alpha"),
+        "dropout": ("lora_dropout", "dropout", f"{section.method}_dropout", "module_dropout"),
+        "target_modules": ("target_modules",),
+    }
+    for key, names in ours.items():
+        if key in section.model_fields_set and not any(name in options for name in names):
+            name = next((name for name in names if name in known), None)
+            if name is None:
+                raise ModelError(f"adapter.{key} is given; peft's {section.method} has no such setting. Remove it.")
+            value = getattr(section, key)
+            options[name] = _whole(value) if key == "alpha" else value
+    try:
+        return kind(task_type=TaskType.CAUSAL_LM, **options)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"adapter.options: peft's {section.method} refuses them ({error}).") from error
+
+
+def attach(
+    section: Adapter, model: PreTrainedModel, new_token_ids: list[int], batches: DataLoader[Any], base: dict[str, Any]
+) -> PeftModel:
+    """The model with a trainable adapter: a new one, or the one of `adapter.from`.
+
+    Args:
+        batches: Batches of training rows, for methods that look at the data first (EVA).
+        base: Identity of the base, whose folder holds the unquantized weights that LoftQ reads.
+
+    Raises:
+        ModelError: If the adapter does not fit the model or the recipe.
+    """
+    if section.from_ is not None:
+        return _continue(section, model)
+    config = adapter_config(section, model, new_token_ids)
+    try:
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=section.method == "eva")
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ModelError(f"adapter.method `{section.method}` does not fit this model ({error}).") from error
+    head = adapted.get_output_embeddings()
+    if new_token_ids and not hasattr(head, "bias"):
+        # trl's loss asks the output layer for its bias, which peft's TrainableTokensWrapper does not hand through.
+        vars(head)["bias"] = getattr(head.original_module, "bias", None)
+    if section.method == "eva":
+        peft.initialize_lora_eva_weights(adapted, batches, show_progress_bar=False)
+    if section.method == "loftq":
+        peft.replace_lora_weights_loftq(adapted, model_path=_weights(Path(base["folder"])))
+    return adapted
+
+
+def coverage_lines(model: PeftModel, section: Adapter) -> list[str]:
+    """What carries the adapter and how much is trained, as sentences."""
+    linear = _linear_names(model)
+    tuned = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    adapted = Counter(name.rpartition(".")[2] for name in linear if name in tuned)
+    trainable, total = model.get_nb_trainable_parameters()
+    kinds = ", ".join(f"{name} {count}" for name, count in sorted(adapted.items()))
+    rank = f" rank {section.rank}" if section.method in LORA_METHODS else ""
+    where = f" on {sum(adapted.values())} of {len(linear)} linear layers ({kinds})" if adapted else ""
+    return [
+        f"adapter: {section.method}{rank}{where}",
+        f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
+    ]
+
+
+@contextmanager
+def trainable_weights_kept(model: PeftModel) -> Iterator[None]:
+    """Undo trl's cast of a quantized model's adapter to bf16 (SFTTrainer.__init__), which follows the QLoRA paper.
+
+    In float32, small updates are not lost, an adapter that is continued is not rounded, and fp16's gradient scaler
+    works on cards without bf16. Related: trl#7268, peft#2889.
+    """
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    yield
+    for name, weight in model.named_parameters():
+        if name in before:
+            weight.data = before[name].float()
+
+
+@contextmanager
+def initial_adapter(section: Adapter, model: PeftModel) -> Iterator[Path | None]:
+    """For PiSSA and OLoRA, the untrained adapter in a folder that lasts as long as the block; else None."""
+    if section.method not in CONVERTED_INITS or section.from_ is not None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        config: Any = model.peft_config["default"]
+        chosen, config.init_lora_weights = config.init_lora_weights, True
+        model.save_pretrained(folder, save_embedding_layers=False)
+        config.init_lora_weights = chosen
+        yield Path(folder)
+
+
+def save_adapter(model: PeftModel, folder: Path, base: dict[str, Any], initial: Path | None = None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json.
+
+    Args:
+        base: Identity of the base, whose name and revision stand in the configuration.
+        initial: The untrained adapter, when the difference must be saved (`initial_adapter`).
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base["name"]
+    config.revision = base["revision"]
+    options: dict[str, Any] = {} if initial is None else {"path_initial_model_for_weight_conversion": str(initial)}
+    # New tokens are saved as their own rows; peft would add the whole resized embedding.
+    model.save_pretrained(str(folder), save_embedding_layers=False, **options)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """The base model with a saved adapter on it.
+
+    Raises:
+        ModelError: If the folder holds none, or it does not fit the model.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder}: no adapter here (adapter_config.json is missing).")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are refused; convert it first.")
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def loraplus_optimizer(model: PeftModel, section: Adapter, args: Any) -> torch.optim.Optimizer:
+    """LoRA+ (arXiv 2402.12354): B learns `loraplus_lr_ratio` times as fast as A; the rest as `trainer:` says."""
+    from peft.optimizers import create_loraplus_optimizer
+    from transformers import Trainer
+
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    options |= {"weight_decay": args.weight_decay}
+    optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+        model=model, optimizer_cls=kind, loraplus_lr_ratio=section.loraplus_lr_ratio or 1.0, **options
+    )
+    return optimizer
+
+
+def _continue(section: Adapter, model: PreTrainedModel) -> PeftModel:
+    folder = Path(section.from_ or "")
+    adapted = load_adapter(model, folder, trainable=True)
+    config = adapted.peft_config["default"]
+    saved = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
+    for key, value in saved.items():
+        if key in section.model_fields_set and getattr(section, key) != value:
+            asked = getattr(section, key)
+            raise ModelError(f"adapter.{key} is `{asked}`; the adapter in {folder} has {value}. Remove adapter.{key}.")
+    return adapted
+
+
+def _check_reach(section: Adapter, model: PreTrainedModel) -> None:
+    """Every pattern must match a module; peft accepts a typo as long as another pattern matches."""
+    names = [name for name, _ in model.named_modules() if name]
+    leaves = sorted({name.rpartition(".")[2] for name in _linear_names(model)})
+    lists = {"target_modules": section.target_modules}
+    lists |= {key: section.options[key] for key in ("exclude_modules", "modules_to_save") if section.options.get(key)}
+    for key, patterns in lists.items():
+        if patterns == "all-linear":
+            continue
+        if isinstance(patterns, str):
+            if not any(re.fullmatch(patterns, name) for name in names):
+                raise ModelError(f"adapter.{key}: `{patterns}` matches no module. Linear layers: {', '.join(leaves)}.")
+            continue
+        for pattern in patterns:
+            if not any(name == pattern or name.endswith(f".{pattern}") for name in names):
+                close = difflib.get_close_matches(pattern, leaves, n=1)
+                hint = f"Did you mean `{close[0]}`?" if close else f"Linear layers: {', '.join(leaves)}."
+                raise ModelError(f"adapter.{key}: `{pattern}` matches no module. {hint}")
+        if key == "target_modules" and "lm_head" in patterns:
+            raise ModelError(
+                "adapter.target_modules: `lm_head` cannot carry an adapter, since trl's loss reads its weight "
+                "directly. Train it whole with adapter.options.modules_to_save: [lm_head]."
+            )
+    layers = section.options.get("layers_to_transform")
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if count is not None and not 0 <= layer < count:
+            raise ModelError(f"adapter.options.layers_to_transform: {layer}; the model has layers 0 to {count - 1}.")
+
+
+def _linear_names(model: torch.nn.Module) -> list[str]:
+    """Names of the base's linear layers, the output layer left out."""
+    names = []
+    for name, module in model.named_modules():
+        kind = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        inside = any(part in name for part in (".base_layer", ".lora_", ".token_adapter", "modules_to_save"))
+        linear = isinstance(kind, torch.nn.Linear) or type(kind).__name__ == "Conv1D"
+        if linear and not inside and not name.endswith("lm_head"):
+            names.append(name)
+    return names
+
+
+def _token_indices(section: Adapter, model: PreTrainedModel, ids: list[int]) -> dict[str, list[int]]:
+    """peft's trainable_token_indices for the input embedding, and the output embedding where it is not tied."""
+    if section.method not in LORA_METHODS:
+        raise ModelError(f"new tokens need a LoRA method; adapter.method is `{section.method}`.")
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    indices = {names[inputs]: list(ids)}
+    if outputs is not None and outputs.weight is not inputs.weight:
+        indices[names[outputs]] = list(ids)
+    return indices
+
+
+def _weights(folder: Path) -> str:
+    """The safetensors file of a folder, or its shards' index."""
+    single = folder / "model.safetensors"
+    return str(single if single.is_file() else folder / "model.safetensors.index.json")
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value

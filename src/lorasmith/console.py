@@ -1,0 +1,44 @@
+"""The one voice of the scripts: plain lines, and progress with a rate and the time left."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, as the launcher says, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str = "") -> None:
+    """Print one fact, on the first process only, at once."""
+    if is_first_process():
+        print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    """Print one error or warning line to stderr, on the first process only."""
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def track(items: Sequence[T], label: str, every: float = 5.0) -> Iterator[T]:
+    """Yield the items, saying every few seconds how many are done, how fast, and how long the rest takes.
+
+    Args:
+        label: What an item is, in the plural.
+        every: Seconds between lines; shorter work says nothing.
+    """
+    start = said = time.perf_counter()
+    for done, item in enumerate(items):
+        now = time.perf_counter()
+        if now - said > every:
+            rate = done / (now - start)
+            left = (len(items) - done) / rate
+            say(f"{done}/{len(items)} {label}, {rate:.1f}/s, {int(left // 60)}:{int(left % 60):02d} left")
+            said = now
+        yield item

@@ -1,0 +1,148 @@
+"""Show and check what the model will be trained on, before its weights are read."""
+
+import hashlib
+import html
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.data.render import IGNORED, TokenRow
+from lorasmith.errors import DataError
+
+SHOWN_ROWS = 3
+TOO_LONG_LIMIT = 0.01  # share of rows over max_length above which `error` stops the run
+
+
+@dataclass(slots=True)
+class Account:
+    """Where every row went: read = trained + dropped. Truncated rows are among the trained."""
+
+    read: int
+    trained: int = 0
+    truncated: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    supervised_tokens: int = 0
+    length_quantiles: dict[str, int] = field(default_factory=dict)
+    max_length: int | None = None
+
+
+def fit_lengths(
+    rows: list[TokenRow], max_length: int | None, on_too_long: str, *, plain_text: bool = False
+) -> tuple[list[TokenRow], Account]:
+    """Apply `max_length`, keeping answers and their stop tokens whole.
+
+    Args:
+        max_length: Tokens a row may have, or None for no limit.
+        on_too_long: "error" drops up to 1 % of the rows and refuses above; "drop"; "truncate" cuts the prompt's
+            start, or the end of plain text.
+
+    Raises:
+        DataError: If too many rows are too long, or none is left.
+    """
+    account = Account(read=len(rows), max_length=max_length)
+    kept: list[TokenRow] = []
+    too_long = [row for row in rows if max_length is not None and len(row.input_ids) > max_length]
+    if on_too_long == "error" and len(too_long) > TOO_LONG_LIMIT * len(rows):
+        longest = max(len(row.input_ids) for row in rows)
+        raise DataError(
+            f"{too_long[0].place}: {len(too_long)} of {len(rows)} rows are over trainer.max_length ({max_length} "
+            f"tokens; the longest has {longest}). Raise trainer.max_length, or set data.on_too_long: drop or truncate."
+        )
+    for row in rows:
+        reason = ""
+        if max_length is not None and len(row.input_ids) > max_length:
+            shorter = _truncate(row, max_length, plain_text) if on_too_long == "truncate" else None
+            reason = "" if shorter else "answer too long" if on_too_long == "truncate" else "too long"
+            if shorter:
+                row = shorter
+                account.truncated += 1
+        if not reason and all(label == IGNORED for label in row.labels[1:]):
+            reason = "nothing to train on"
+        if reason:
+            account.dropped[reason] = account.dropped.get(reason, 0) + 1
+        else:
+            kept.append(row)
+    if not kept:
+        raise DataError(f"no row is left of {len(rows)}: {account.dropped}. Raise trainer.max_length.")
+    account.trained = len(kept)
+    lengths = sorted(len(row.input_ids) for row in kept)
+    account.tokens = sum(lengths)
+    account.supervised_tokens = sum(label != IGNORED for row in kept for label in row.labels)
+    account.length_quantiles = {
+        name: lengths[min(len(lengths) - 1, int(share * len(lengths)))]
+        for name, share in (("min", 0), ("median", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1))
+    }
+    return kept, account
+
+
+def _truncate(row: TokenRow, max_length: int, plain_text: bool) -> TokenRow | None:
+    """The row in `max_length` tokens, or None if an answer would be cut."""
+    if plain_text:
+        return TokenRow(row.place, row.input_ids[:max_length], row.labels[:max_length])
+    end = max(i for i, label in enumerate(row.labels) if label != IGNORED) + 1
+    start = end - max_length
+    if start > 0 and row.labels[start - 1] != IGNORED:
+        return None
+    start = max(0, start)
+    return TokenRow(row.place, row.input_ids[start:end], row.labels[start:end])
+
+
+def account_lines(account: Account) -> list[str]:
+    """The account as sentences."""
+    dropped = "".join(f", {count} dropped ({reason})" for reason, count in account.dropped.items())
+    truncated = f", {account.truncated} of them truncated" if account.truncated else ""
+    share = account.supervised_tokens / account.tokens
+    q = account.length_quantiles
+    return [
+        f"rows: {account.read} read, {account.trained} trained{truncated}{dropped}",
+        f"tokens: {account.tokens:,}, {share:.1%} of them trained; a row has {q['min']} to {q['max']} "
+        f"(median {q['median']}, p99 {q['p99']})",
+    ]
+
+
+def marked(tokenizer: PreTrainedTokenizerBase, row: TokenRow, opening: str = "[", closing: str = "]") -> str:
+    """A row's text with the trained tokens between marks."""
+    return "".join(f"{opening}{text}{closing}" if trained else text for text, trained in _pieces(tokenizer, row))
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> Iterator[tuple[str, bool]]:
+    start = 0
+    for i in range(1, len(row.labels) + 1):
+        if i == len(row.labels) or (row.labels[i] != IGNORED) != (row.labels[start] != IGNORED):
+            yield str(tokenizer.decode(row.input_ids[start:i])), row.labels[start] != IGNORED
+            start = i
+
+
+def fingerprint(rows: list[TokenRow]) -> str:
+    """SHA-256 over what is trained on: ids and labels of all rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+    return digest.hexdigest()
+
+
+def write_audit(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow], accounts: dict[str, Account]
+) -> None:
+    """Write audit.json (counts) and audit.html (counts and rendered rows with the trained tokens coloured)."""
+    report: dict[str, Any] = {name: asdict(account) for name, account in accounts.items()}
+    (folder / "audit.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    body = []
+    for name, account in accounts.items():
+        body += [f"<h2>{name}</h2>", *(f"<p>{html.escape(line)}</p>" for line in account_lines(account))]
+    body.append("<h2>rows as the model sees them</h2><p>Trained tokens are <mark>marked</mark>.</p>")
+    for row in rows[:SHOWN_ROWS]:
+        pieces = (
+            f"<mark>{html.escape(text)}</mark>" if trained else html.escape(text)
+            for text, trained in _pieces(tokenizer, row)
+        )
+        body.append(f"<pre>{''.join(pieces)}</pre>")
+    style = "body{font-family:sans-serif;max-width:60em;margin:2em auto}"
+    style += "pre{white-space:pre-wrap;background:#f4f4f4;padding:1em}"
+    page = f'<!doctype html><meta charset="utf-8"><title>audit</title><style>{style}</style><h1>What is trained on</h1>'
+    (folder / "audit.html").write_text(page + "\n".join(body) + "\n", encoding="utf-8")

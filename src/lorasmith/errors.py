@@ -1,0 +1,39 @@
+"""What can go wrong, by exit code (DESIGN.md lists the codes)."""
+
+
+class LorasmithError(Exception):
+    """Something the user can mend. The text is one line: where, what was found, what to do."""
+
+    exit_code = 2
+
+
+class RecipeError(LorasmithError):
+    """The recipe or an override is wrong."""
+
+
+class DataError(LorasmithError):
+    """A row, or what was to be made of the rows, is wrong."""
+
+
+class ModelError(LorasmithError):
+    """The base model, tokenizer or adapter cannot be used as asked."""
+
+
+class UnreachableError(LorasmithError):
+    """Something on the hub is needed and the hub is out of reach; a dry run goes on without."""
+
+
+class RunError(LorasmithError):
+    """The output folder cannot take this run."""
+
+
+class FitError(LorasmithError):
+    """It does not fit in memory, or the disk is too small."""
+
+    exit_code = 3
+
+
+class DivergedError(LorasmithError):
+    """Training left the finite numbers, or an export failed its proof."""
+
+    exit_code = 4

@@ -1,0 +1,238 @@
+"""Base models and tokenizers, loaded as the recipe says."""
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
+from lorasmith.recipe import TEMPLATE_TOKENS, Model
+
+CHATML = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+BLOCKS = 64  # sampled from each weight file for its fingerprint
+BLOCK_BYTES = 4096
+
+
+def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """The tokenizer with the recipe's chat template and tokens.
+
+    Args:
+        source: Another folder to load from, such as an adapter's, which holds the template it was trained with.
+
+    Returns:
+        The tokenizer, and the ids of tokens it did not have before, whose embeddings must be trained.
+
+    Raises:
+        ModelError: If it cannot be loaded, is not a fast tokenizer, or has no EOS token.
+    """
+    where = str(source or section.name)
+    tokenizer = _load(AutoTokenizer, where, section)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise ModelError(f"{where}: only a Python tokenizer is available; Lorasmith needs a fast one (tokenizer.json).")
+    known = set(tokenizer.get_vocab())
+    template = section.chat_template if source is None else None
+    wanted = list(section.add_tokens)
+    if template is not None:
+        wanted += TEMPLATE_TOKENS.get(template, ())
+        tokenizer.chat_template = _template(template)
+    new = [token for token in dict.fromkeys(wanted) if token not in known]
+    if new:
+        tokenizer.add_tokens(new, special_tokens=True)
+    if template == "chatml":
+        tokenizer.eos_token = "<|im_end|>"
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{where}: the tokenizer has no EOS token, so no model could stop. Set model.chat_template.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    vocabulary = tokenizer.get_vocab()
+    return tokenizer, [vocabulary[token] for token in new]
+
+
+def load_base_model(section: Model, dtype: str, attention: str, device: str) -> PreTrainedModel:
+    """The frozen base model in the recipe's quantization, on the device.
+
+    Raises:
+        ModelError: If it cannot be loaded as asked.
+    """
+    torch_dtype = getattr(torch, dtype)
+    options: dict[str, Any] = {}
+    quantized = quantization_config(section.quantization, torch_dtype)
+    if quantized is not None:
+        options["quantization_config"] = quantized
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if device == "cuda" else {"": "cpu"}
+    model = _load(
+        AutoModelForCausalLM,
+        section.name,
+        section,
+        dtype=torch_dtype,
+        attn_implementation=attention,
+        device_map=place,
+        use_safetensors=True,
+        **options,
+    )
+    if device == "cpu" and section.quantization in ("nf4", "fp4"):
+        keep_4bit_layers_unpacked(model)
+    return model
+
+
+def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """bitsandbytes' settings for a recipe's quantization, or None for 16 or 32 bit.
+
+    4-bit weights are quantized twice (QLoRA, arXiv 2305.14314) and stored as `dtype`, since FSDP shards only
+    floating-point storage and only in one dtype.
+    """
+    if quantization == "none":
+        return None
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+
+
+def keep_4bit_layers_unpacked(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes' 4-bit layers from repacking their weights at the first evaluation on a CPU.
+
+    On CPUs with AVX512-bf16, bitsandbytes 0.50.2 packs the weights for its forward kernel and never unpacks them for
+    backward, dequantize or save: gradients after an evaluation are wrong, silently. Related: bitsandbytes#2078. Can go
+    when a release trains, evaluates and trains with the same gradients (tests/test_models.py compares them).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.modules.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add embedding rows for tokens beyond the model's own; never remove any."""
+    rows: int = model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def stop_at_trained_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make generation stop at the tokenizer's EOS, besides what the model's own configuration lists."""
+    stops = model.generation_config.eos_token_id
+    stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    model.generation_config.eos_token_id = sorted({tokenizer.eos_token_id, *stops})
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def max_positions(section: Model) -> int | None:
+    """Longest row, in tokens, that the model has positions for, from its config alone."""
+    config = _load(AutoConfig, section.name, section)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def base_identity(section: Model) -> dict[str, Any]:
+    """What a run's base model was: name, resolved commit (hub only), and a fingerprint of its weights."""
+    folder = Path(section.name)
+    commit = None
+    if not folder.is_dir():
+        folder = _fetched(section)
+        commit = folder.name
+    return {
+        "name": section.name,
+        "revision": commit,
+        "folder": str(folder),
+        "fingerprint": weight_fingerprint(folder),
+    }
+
+
+def _fetched(section: Model) -> Path:
+    """The cache folder of a hub model, downloaded now if it is not there."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * section.trust_remote_code
+    try:
+        return Path(snapshot_download(section.name, revision=section.revision, allow_patterns=wanted))
+    except Exception as error:  # the hub's errors, told like those of from_pretrained
+        raise _loading_problem(section.name, section, False, error) from error
+
+
+def weight_fingerprint(folder: Path) -> str:
+    """SHA-256 over each safetensors file's size, header and 64 evenly spaced 4 KiB blocks: seconds, for any size."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            header = struct.unpack("<Q", file.read(8))[0]
+            digest.update(file.read(header))
+            for i in range(BLOCKS):
+                file.seek(8 + header + i * max(0, size - 8 - header - BLOCK_BYTES) // max(1, BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """SHA-256 of the chat template, or None without one."""
+    template = tokenizer.chat_template
+    if not template:
+        return None
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
+
+
+def _template(template: str) -> str:
+    if template == "chatml":
+        return CHATML
+    path = Path(template)
+    if not path.is_file():
+        raise RecipeError(f"model.chat_template is `{template}`; no such file.")
+    return path.read_text(encoding="utf-8")
+
+
+def _load(kind: Any, where: str, section: Model, **options: Any) -> Any:
+    """`from_pretrained` with its many errors told in one line."""
+    local = Path(where).is_dir()
+    if not local and where.startswith((".", "/", "~")):
+        raise ModelError(f"model.name is `{where}`; no such folder. Give a local folder or a hub id.")
+    if not local:
+        options["revision"] = section.revision
+    try:
+        return kind.from_pretrained(where, trust_remote_code=section.trust_remote_code, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers and the hub raise a dozen kinds here, none of them our bug
+        raise _loading_problem(where, section, local, error) from error
+
+
+def _loading_problem(where: str, section: Model, local: bool, error: Exception) -> LorasmithError:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return ModelError(f"{where} runs its own code. If you trust it, set model.trust_remote_code: true.")
+    if "gated" in text.lower() or "401" in text:
+        return ModelError(f"{where} is gated. Accept its licence on the hub, then log in with: hf auth login.")
+    if "safetensors" in text and local:
+        return ModelError(f"{where}: no weights as safetensors; pickle is refused. Convert them with save_pretrained.")
+    if not local and (os.environ.get("HF_HUB_OFFLINE") or "connect" in text.lower() or "offline" in text.lower()):
+        return UnreachableError(
+            f"{where} ({section.revision}) is not on this machine and the hub is out of reach. "
+            f"Fetch it where it is not: hf download {where}."
+        )
+    if "does not recognize this architecture" in text:
+        return ModelError(f"{where}: transformers {transformers.__version__} does not know its architecture.")
+    return ModelError(f"{where}: not loaded ({text[:200]}).")

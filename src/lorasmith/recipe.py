@@ -1,0 +1,271 @@
+"""The recipe: every parameter of one run, checked strictly before anything slow. Imports no torch."""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from lorasmith import upstream
+from lorasmith.errors import RecipeError
+from lorasmith.recipe_checks import OWNED, check_keys, nearest, place_of
+from lorasmith.recipe_file import Key, Places, read_recipe, show
+
+LORA_METHODS = ("lora", "rslora", "dora", "pissa", "olora", "loftq", "eva")
+CHAT_TEMPLATES = ("chatml",)
+TEMPLATE_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>")}
+
+
+def _whole_or_auto(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("expected a whole number above 0, or auto")
+    return value
+
+
+def _text_or_texts(value: Any) -> Any:
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("expected a name or a list of names")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1)]
+Auto = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The base model and how it is loaded."""
+
+    name: Name = Field(description="Hub id or local folder.")
+    revision: Name = Field("main", description="Branch, tag or commit on the hub.")
+    quantization: Literal["none", "int8", "nf4", "fp4"] = Field("none", description="Bits of the frozen weights.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Arithmetic; auto: the fastest this machine does well."
+    )
+    attention: Name = Field("auto", description="Attention kernel, by transformers' name; auto: sdpa.")
+    chat_template: Name | None = Field(
+        None, description="chatml, or a .jinja file; by default the tokenizer's own template."
+    )
+    add_tokens: list[Name] = Field([], description="New tokens; exactly their rows are trained.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+
+
+class Adapter(Section):
+    """What is trained."""
+
+    method: Name = Field("lora", description="lora, rslora, dora, pissa, olora, loftq, eva, or a peft method.")
+    rank: int = Field(16, ge=1, le=4096)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Annotated[str | list[str], BeforeValidator(_text_or_texts)] = Field(
+        "all-linear", description="all-linear, a list of module names, or one regular expression."
+    )
+    loraplus_lr_ratio: float | None = Field(None, ge=1, description="LoRA+: learning rate of B over that of A.")
+    options: dict[str, Any] = Field({}, description="Other fields of the method's peft config, by their own names.")
+    from_: Name | None = Field(None, alias="from", description="Continue the adapter in this folder.")
+
+
+class Data(Section):
+    """The rows."""
+
+    train: Name = Field(description="File (jsonl, json, csv, parquet) or hub id.")
+    eval: Name | None = Field(None, description="Rows to evaluate on: file or hub id.")
+    eval_fraction: float = Field(0.0, ge=0, le=0.5, description="Share of the training rows held out instead.")
+    subset: Name | None = Field(None, description="Configuration of a hub data set.")
+    split: Name = Field("train", description="Split of a hub data set.")
+    train_on: Literal["assistant", "all"] = Field("assistant", description="Whose tokens are trained.")
+    on_too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="Rows over max_length: an error above 1 % of rows, drop them, or cut the prompt's start."
+    )
+
+
+class Run(Section):
+    """How it runs on this machine."""
+
+    effective_batch: int = Field(16, ge=1, description="Rows per update over all devices.")
+    micro_batch: Auto = Field("auto", description="Rows per forward pass on one device.")
+    keep_checkpoints: bool = Field(False, description="Keep checkpoint-N folders of a finished run.")
+    early_stopping: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
+
+
+class Recipe(Section):
+    """Every parameter of one run."""
+
+    model: Model
+    adapter: Adapter = Adapter()
+    data: Data
+    run: Run = Run()
+    output_dir: Name
+    seed: int = Field(42, ge=0, lt=2**32)
+    trainer: dict[str, Any] = Field({}, description="Fields of the trl config of this script, by their own names.")
+
+
+def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe:
+    """Read and check one recipe.
+
+    Args:
+        overrides: `section.key=value` texts from the command line, later ones win.
+        method: The training script, which decides the trl config that `trainer:` is checked against.
+
+    Raises:
+        RecipeError: At the first thing wrong, in the order of the file.
+    """
+    values, places = read_recipe(path, overrides)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = sorted((_problem(detail, values, places) for detail in error.errors()), key=lambda p: p[0])
+        raise RecipeError(problems[0][1]) from None
+    check_keys("trainer", recipe.trainer, upstream.trainer_fields(method), OWNED, places)
+    _check_adapter(recipe.adapter, places)
+    _check_together(recipe, places)
+    return recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML with every key spelled out, so that it reruns whatever the defaults become."""
+    return yaml.safe_dump(recipe.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def json_schema(method: str = "sft") -> dict[str, Any]:
+    """JSON schema of a recipe, for editors, with the trl keys of one script."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    kinds = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
+    kinds |= {"list": "array", "dict": "object"}
+    properties = {}
+    for name, field in sorted(upstream.trainer_fields(method).items()):
+        if name not in OWNED:
+            types = sorted({kinds[kind] for kind in field.types if kind in kinds})
+            properties[name] = {"type": types} if types else {}
+            if field.choices:
+                properties[name] = {"enum": list(field.choices)}
+    schema["properties"]["trainer"] |= {"properties": properties, "additionalProperties": False}
+    return schema
+
+
+def _check_adapter(adapter: Adapter, places: Places) -> None:
+    methods = upstream.peft_methods()
+    if adapter.method not in LORA_METHODS and adapter.method not in methods:
+        known = [*LORA_METHODS, *sorted(set(methods) - {"lora"})]
+        place = place_of(places, ("adapter", "method"))
+        close = difflib.get_close_matches(adapter.method, known, n=1)
+        hint = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(known)}."
+        raise RecipeError(f"{place}: adapter.method is {show(adapter.method)}; no such method. {hint}")
+    is_lora = adapter.method in LORA_METHODS
+    owned = {"target_modules": "Set adapter.target_modules."}
+    if is_lora:
+        owned |= {"r": "Set adapter.rank.", "lora_alpha": "Set adapter.alpha.", "lora_dropout": "Set adapter.dropout."}
+        owned |= dict.fromkeys(("use_dora", "use_rslora", "init_lora_weights"), "Set adapter.method.")
+    fields = upstream.peft_fields("lora" if is_lora else adapter.method)
+    check_keys("adapter.options", adapter.options, fields, owned, places)
+    if adapter.loraplus_lr_ratio is not None and not is_lora:
+        place = place_of(places, ("adapter", "loraplus_lr_ratio"))
+        raise RecipeError(f"{place}: adapter.loraplus_lr_ratio needs a LoRA method, not {adapter.method}.")
+
+
+def _check_together(recipe: Recipe, places: Places) -> None:
+    """What no single key shows."""
+    model, data, run, trainer = recipe.model, recipe.data, recipe.run, recipe.trainer
+    template = model.chat_template
+    if template is not None and template not in CHAT_TEMPLATES and not template.endswith((".jinja", ".j2")):
+        place = place_of(places, ("model", "chat_template"))
+        raise RecipeError(f"{place}: model.chat_template is {show(template)}; expected chatml or a .jinja file.")
+    if data.eval is not None and data.eval_fraction > 0:
+        place = place_of(places, ("data", "eval_fraction"))
+        raise RecipeError(f"{place}: data.eval and data.eval_fraction are both given; keep one.")
+    if isinstance(run.micro_batch, int) and run.effective_batch % run.micro_batch:
+        place = place_of(places, ("run", "micro_batch"))
+        raise RecipeError(
+            f"{place}: run.micro_batch is {show(run.micro_batch)}; expected a divisor of run.effective_batch "
+            f"({run.effective_batch})."
+        )
+    if recipe.adapter.method == "loftq" and model.quantization not in ("nf4", "fp4"):
+        place = place_of(places, ("adapter", "method"))
+        raise RecipeError(f"{place}: adapter.method is `loftq`; it needs model.quantization nf4 or fp4.")
+    if recipe.adapter.method == "pissa" and model.quantization != "none":
+        place = place_of(places, ("adapter", "method"))
+        raise RecipeError(f"{place}: adapter.method is `pissa`; it needs model.quantization none.")
+    wants_eval = trainer.get("eval_strategy", "no") != "no" or trainer.get("load_best_model_at_end")
+    if (wants_eval or run.early_stopping) and data.eval is None and data.eval_fraction == 0:
+        key: Key = ("run", "early_stopping") if run.early_stopping else ("trainer",)
+        raise RecipeError(f"{place_of(places, key)}: evaluation needs rows. Set data.eval or data.eval_fraction.")
+    if run.early_stopping and trainer.get("eval_strategy", "no") == "no":
+        place = place_of(places, ("run", "early_stopping"))
+        raise RecipeError(f"{place}: run.early_stopping needs trainer.eval_strategy: steps or epoch.")
+    if trainer.get("packing") and trainer.get("packing_strategy", "bfd") == "wrapped":
+        place = place_of(places, ("trainer", "packing_strategy"))
+        raise RecipeError(f"{place}: trainer.packing_strategy is `wrapped`; it mixes rows. Use bfd.")
+
+
+def _line(place: str) -> float:
+    """Sort key: file lines in order, the command line last."""
+    number = place.rpartition(":")[2]
+    return int(number) if number.isdigit() else math.inf
+
+
+def _problem(detail: ErrorDetails, values: dict[str, Any], places: Places) -> tuple[float, str]:
+    """One of pydantic's errors as (position, line of text)."""
+    loc = tuple(str(part) for part in detail["loc"])
+    kind = detail["type"]
+    if kind == "missing":
+        place = place_of(places, loc[:-1])
+        return _line(place), f"{place}: `{'.'.join(loc)}` is missing; {_expected_of(loc)}"
+    place = place_of(places, loc)
+    if kind == "extra_forbidden":
+        section = f"{loc[0]}: " if len(loc) > 1 else ""
+        return _line(place), f"{place}: {section}unknown key `{loc[-1]}`. {nearest(loc[-1], _known_keys(loc[:-1]))}"
+    found = show(detail["input"])
+    return _line(place), f"{place}: {'.'.join(loc)} is {found}; {_expected(detail, values)}."
+
+
+def _section_of(loc: Key) -> type[Section]:
+    if not loc:
+        return Recipe
+    kind = Recipe.model_fields[loc[0]].annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, Section)
+    return kind
+
+
+def _known_keys(loc: Key) -> list[str]:
+    return [field.alias or name for name, field in _section_of(loc).model_fields.items()]
+
+
+def _expected_of(loc: Key) -> str:
+    field = _section_of(loc[:-1]).model_fields[loc[-1]]
+    examples = {"output_dir": "such as `output_dir: adapters/my-run`."}
+    return f"expected {field.description}" if field.description else examples.get(loc[-1], "it has no default.")
+
+
+def _expected(detail: ErrorDetails, values: dict[str, Any]) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    plain = {
+        "int_type": "expected a whole number",
+        "int_from_float": "expected a whole number",
+        "float_type": "expected a number",
+        "finite_number": "expected a finite number",
+        "bool_type": "expected true or false",
+        "string_type": "expected text",
+        "string_too_short": "expected text",
+        "list_type": "expected a list",
+        "dict_type": "expected keys and values",
+        "model_type": "expected keys and values",
+    }
+    bounds = {"greater_than": "above {gt}", "greater_than_equal": "of at least {ge}"}
+    bounds |= {"less_than": "below {lt}", "less_than_equal": "of at most {le}"}
+    if kind in plain:
+        return plain[kind]
+    if kind in bounds:
+        return "expected a number " + bounds[kind].format(**context)
+    if kind == "literal_error":
+        allowed = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        close = difflib.get_close_matches(str(detail["input"]), allowed, n=1)
+        return f"expected one of {', '.join(allowed)}" + (f". Did you mean `{close[0]}`?"[:-1] if close else "")
+    return str(context["error"]) if "error" in context else detail["msg"]

@@ -1,0 +1,127 @@
+"""Checks of recipe keys that upstream's configs own: known, rightly typed, in range."""
+
+import difflib
+import math
+from typing import Any
+
+from lorasmith.errors import RecipeError
+from lorasmith.recipe_file import Key, Places, show
+from lorasmith.upstream import Field
+
+# trl keys that a section owns, or that would quietly change what is trained, and what to write in their place.
+OWNED = {
+    "output_dir": "Set the recipe's output_dir.",
+    "seed": "Set the recipe's seed.",
+    "per_device_train_batch_size": "Set run.micro_batch and run.effective_batch.",
+    "gradient_accumulation_steps": "It follows from run.effective_batch and run.micro_batch.",
+    "auto_find_batch_size": "Set run.micro_batch; the effective batch must not change.",
+    "model_init_kwargs": "Use the keys of `model:`.",
+    "trust_remote_code": "Set model.trust_remote_code.",
+    "chat_template_path": "Set model.chat_template.",
+    "eos_token": "The chat template's own stop token is used.",
+    "pad_token": "The tokenizer's own is used.",
+    "assistant_only_loss": "Set data.train_on.",
+    "completion_only_loss": "Set data.train_on.",
+    "dataset_text_field": "Name the column `text`.",
+    "dataset_kwargs": "Rows are prepared by Lorasmith.",
+    "dataset_num_proc": "Rows are prepared by Lorasmith.",
+    "truncation_mode": "Set data.on_too_long.",
+    "push_to_hub": "Nothing is uploaded while training; upload the adapter's folder without private/ afterwards.",
+    "resume_from_checkpoint": "A finished run is reused, an unfinished one is started anew.",
+    "remove_unused_columns": "Rows are prepared by Lorasmith.",
+    "disable_tqdm": "Progress is shown by Lorasmith.",
+    "logging_nan_inf_filter": "A loss that is not finite stops the run.",
+}
+
+# Lowest and highest legal value of common trl keys; "(" excludes the bound.
+RANGES: dict[str, tuple[str, float, float]] = {
+    "learning_rate": ("(", 0, 1),
+    "num_train_epochs": ("(", 0, 10_000),
+    "warmup_steps": ("[", 0, math.inf),
+    "weight_decay": ("[", 0, 1),
+    "adam_beta1": ("[", 0, 1),
+    "adam_beta2": ("[", 0, 1),
+    "adam_epsilon": ("(", 0, 1),
+    "max_grad_norm": ("[", 0, math.inf),
+    "label_smoothing_factor": ("[", 0, 1),
+    "max_length": ("[", 2, math.inf),
+    "logging_steps": ("(", 0, math.inf),
+    "eval_steps": ("(", 0, math.inf),
+    "save_steps": ("(", 0, math.inf),
+    "save_total_limit": ("[", 1, math.inf),
+    "per_device_eval_batch_size": ("[", 1, math.inf),
+    "dataloader_num_workers": ("[", 0, 256),
+    "neftune_noise_alpha": ("[", 0, math.inf),
+}
+
+
+def place_of(places: Places, key: Key) -> str:
+    """Where a key stands: its own place, or that of the nearest section around it."""
+    while key not in places and key:
+        key = key[:-1]
+    return places.get(key, "command line")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The end of an unknown-key message: the nearest known one, or all if there are few."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"Known here: {', '.join(known)}." if len(known) <= 12 else "All are in recipes/sft.schema.json."
+
+
+def check_keys(
+    section: str, values: dict[str, Any], fields: dict[str, Field], owned: dict[str, str], places: Places
+) -> None:
+    """Check a section of upstream keys against the installed config's own fields.
+
+    Args:
+        section: Dotted name of the section, such as "trainer".
+        owned: Keys that are set elsewhere in the recipe, with what to write instead.
+
+    Raises:
+        RecipeError: At the first key that is unknown, owned, mistyped or out of range.
+    """
+    known = sorted(set(fields) - set(owned))
+    for name, value in values.items():
+        place = place_of(places, (*section.split("."), name))
+        if name in owned:
+            raise RecipeError(f"{place}: {section}.{name} is not set here. {owned[name]}")
+        if name not in fields:
+            raise RecipeError(f"{place}: {section}: unknown key `{name}`. {nearest(name, known)}")
+        _check_value(f"{section}.{name}", value, fields[name], place)
+
+
+def _check_value(name: str, value: Any, field: Field, place: str) -> None:
+    """Check one value against an upstream field: its type, its choices, and its range where one is known."""
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "int": (int, "a whole number"),
+        "float": ((int, float), "a number"),
+        "bool": (bool, "true or false"),
+        "str": (str, "text"),
+        "list": (list, "a list"),
+        "dict": (dict, "keys and values"),
+        "None": (type(None), "null"),
+    }
+    checkable = [kinds[kind] for kind in field.types if kind in kinds]
+    fits = any(isinstance(value, kind) and (kind is bool) == isinstance(value, bool) for kind, _ in checkable)
+    if field.choices and not (value is None and fits):
+        if value not in field.choices:
+            close = difflib.get_close_matches(str(value), field.choices, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            allowed = (
+                f"one of {', '.join(field.choices)}" if len(field.choices) <= 12 else "a name that transformers knows"
+            )
+            raise RecipeError(f"{place}: {name} is {show(value)}; expected {allowed}.{hint}")
+    elif not fits and len(checkable) == len(field.types):
+        wanted = " or ".join(dict.fromkeys(word for kind, word in checkable if kind is not type(None)))
+        raise RecipeError(f"{place}: {name} is {show(value)}; expected {wanted}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{place}: {name} is {show(value)}; expected a finite number.")
+    short = name.rpartition(".")[2]
+    if short in RANGES and isinstance(value, (int, float)):
+        edge, low, high = RANGES[short]
+        if value < low or value > high or (edge == "(" and value == low):
+            bound = f"above {low}" if edge == "(" else f"of at least {low}"
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise RecipeError(f"{place}: {name} is {show(value)}; expected a number {bound}{upper}.")

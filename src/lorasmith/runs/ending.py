@@ -1,0 +1,91 @@
+"""How a script ends: every way out is one line and an exit code."""
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from lorasmith.console import complain, is_first_process
+from lorasmith.errors import FitError, LorasmithError
+
+INTERRUPTED = 130  # as a shell reports SIGINT; 75 is for stops that leave a resumable checkpoint
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call a script's main and leave the process with the project's exit codes.
+
+    A LorasmithError is told in one line; anything else is our bug, with its traceback.
+    """
+    try:
+        main()
+    except LorasmithError as error:
+        _leave(error, f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _leave(None, "stopped: interrupted from the keyboard.", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        fit = _as_fit(error)
+        if fit is not None:
+            _leave(error, f"error: {fit}", fit.exit_code)
+        traceback.print_exc()
+        _leave(error, "error: this is a bug in Lorasmith; please report the lines above.", 1)
+
+
+def _as_fit(error: Exception) -> FitError | None:
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return FitError(
+            "out of memory. Lower run.micro_batch (the effective batch stays), trainer.max_length, or set "
+            "model.quantization: nf4."
+        )
+    if isinstance(error, OSError) and error.errno == 28:
+        return FitError("the disk is full. Free some space and run the same command again.")
+    return None
+
+
+def _leave(error: BaseException | None, line: str, code: int) -> None:
+    complain(line)
+    folder = _current_run
+    if folder is not None and is_first_process():
+        from lorasmith.runs.folder import write_status
+
+        if error is not None:
+            trace = "".join(traceback.format_exception(error))
+            with (folder / "private" / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(trace)
+        write_status(folder, code, line, None, "")
+    sys.exit(code)
+
+
+_current_run: Path | None = None
+
+
+def enter_run(folder: Path) -> None:
+    """From here on, write warnings to the run's private log and the end of the process to its status.json."""
+    global _current_run
+    _current_run = folder
+    handler = logging.FileHandler(folder / "private" / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    for name in ("py.warnings", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars, telemetry and repeated warnings off a script's output.
+
+    Called before they are imported: some speak while being imported.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,71 @@
+"""Open what a person points at, an adapter's folder or a whole model, as it was trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith import adapters, hardware, models
+from lorasmith.console import say
+from lorasmith.errors import ModelError
+from lorasmith.recipe import Model
+from lorasmith.runs.folder import read_json
+
+
+@dataclass(slots=True)
+class Opened:
+    """A model ready to answer.
+
+    Attributes:
+        run: run.json of the adapter's folder, or empty for a plain model or somebody else's adapter.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    run: dict[str, Any]
+    machine: hardware.Hardware
+
+
+def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
+    """Load an adapter on its base, or a model alone.
+
+    An adapter's base is loaded in the quantization and dtype that the adapter was trained in, as its run says.
+
+    Args:
+        path: Folder of an adapter or a model, or a model's hub id.
+        base: Another place to find the adapter's base.
+        quantization: Overrides the run's.
+
+    Raises:
+        ModelError: If nothing can be loaded from there.
+    """
+    folder, machine = Path(path), hardware.find_hardware()
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if folder.is_dir() and not is_adapter and not (folder / "config.json").is_file():
+        raise ModelError(f"{path}: neither an adapter (adapter_config.json) nor a model (config.json) is here.")
+    run = read_json(folder / "run.json") if is_adapter else {}
+    settings = run.get("recipe", {}).get("model", {})
+    name, revision = (base or path), "main"
+    if is_adapter and base is None:
+        config = PeftConfig.from_pretrained(path)
+        name, revision = str(config.base_model_name_or_path), str(config.revision or "main")
+        if not Path(name).is_dir() and name.count("/") != 1:
+            raise ModelError(f"{path}: its base {name} is not here. Say where it is with --base.")
+    kept = {
+        key: settings[key] for key in ("quantization", "dtype", "attention", "trust_remote_code") if key in settings
+    }
+    section = Model(name=name, revision=revision, **(kept | ({"quantization": quantization} if quantization else {})))
+    dtype, _ = hardware.choose_dtype(section.dtype, machine)
+    attention, _ = hardware.choose_attention(section.attention)
+    has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
+    tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
+    base_model = models.load_base_model(section, dtype, attention, machine.device)
+    models.grow_embeddings(base_model, tokenizer)
+    models.stop_at_trained_tokens(base_model, tokenizer)
+    model = adapters.load_adapter(base_model, folder) if is_adapter else base_model
+    model.eval()
+    what = f"{path} on {name}" if is_adapter else name
+    say(f"model: {what}, {section.quantization if section.quantization != 'none' else dtype}, {machine.line}")
+    return Opened(model, tokenizer, run, machine)

@@ -1,0 +1,116 @@
+"""What a run writes about itself: run.json, recipe.yaml, the audit, the card and its last words."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.console import is_first_process, say
+from lorasmith.data.audit import write_audit
+from lorasmith.data.prepare import Prepared, source_name
+from lorasmith.hardware import Hardware, peak_memory_gib
+from lorasmith.models import template_hash
+from lorasmith.recipe import Recipe, recipe_text
+from lorasmith.runs import folder as run_folder
+from lorasmith.runs.card import write_card
+from lorasmith.runs.plots import draw
+from lorasmith.runs.watch import Watch
+
+GOLDEN_ROWS = 32  # evaluation rows kept in private/ to prove exports with
+
+
+def begin(
+    folder: Path,
+    requested: Recipe,
+    recipe: Recipe,
+    reasons: dict[str, str],
+    machine: Hardware,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Prepared,
+    base: dict[str, Any],
+) -> dict[str, Any]:
+    """Empty the run folder and write what is known before training; the record is completed by `finish`."""
+    run = {
+        "method": "sft",
+        "started": run_folder.now(),
+        "requested_recipe": requested.model_dump(by_alias=True),
+        "recipe": recipe.model_dump(by_alias=True),
+        "reasons": reasons,
+        "base": base,
+        "data": {
+            "train": source_name(recipe.data.train),
+            "eval": source_name(recipe.data.eval) if recipe.data.eval else None,
+            "fingerprint": rows.fingerprint,
+            **{f"{name}_account": asdict(account) for name, account in rows.accounts.items()},
+        },
+        "template_hash": template_hash(tokenizer),
+        "stop_token": tokenizer.eos_token,
+        "versions": run_folder.versions(),
+        "hardware": asdict(machine),
+    }
+    if is_first_process():
+        run_folder.clear(folder)
+        run_folder.write_status(folder, None, "training", 0, "")
+        run_folder.write_json(folder / "run.json", run)
+        header = "# The resolved recipe of this run; sft.py reruns it.\n"
+        (folder / "recipe.yaml").write_text(header + recipe_text(recipe), encoding="utf-8")
+        write_audit(folder, tokenizer, rows.train, rows.accounts)
+        golden = "".join(json.dumps(asdict(row)) + "\n" for row in rows.eval_rows[:GOLDEN_ROWS])
+        (folder / "private" / "eval_rows.jsonl").write_text(golden, encoding="utf-8")
+    return run
+
+
+def add_evaluation(folder: Path, run: dict[str, Any], record: dict[str, Any]) -> None:
+    """Put an evaluation into run.json, replacing one on the same rows, and write the card anew."""
+    kept = [one for one in run.get("evaluations", []) if (one["data"], one["rows"]) != (record["data"], record["rows"])]
+    run["evaluations"] = [*kept, record]
+    run_folder.write_json(folder / "run.json", run)
+    write_card(folder, run)
+
+
+def finish(
+    folder: Path,
+    run: dict[str, Any],
+    watch: Watch,
+    model: PeftModel,
+    metrics: dict[str, dict[str, float] | None],
+    machine: Hardware,
+    steps: int,
+) -> None:
+    """Complete the records of a trained run and say its last words.
+
+    Args:
+        metrics: "before" and "after", each with eval_loss, or None without evaluation rows.
+    """
+    if not is_first_process():
+        return
+    trainable, total = model.get_nb_trainable_parameters()
+    run |= {
+        "finished": run_folder.now(),
+        "adapter": {"trainable": trainable, "total": total},
+        "speed": {
+            "steps": steps,
+            "seconds": round(watch.seconds, 2),
+            "tokens": watch.tokens,
+            "tokens_per_second": watch.tokens_per_second,
+        },
+        "memory": {"predicted_gib": None, "measured_gib": round(peak_memory_gib(machine), 3)},
+        "metrics": metrics,
+        "evaluations": [],
+    }
+    run_folder.write_json(folder / "run.json", run)
+    if not run["recipe"]["run"]["keep_checkpoints"]:
+        run_folder.drop_checkpoints(folder)
+    picture = draw(watch.history, folder / "plots")
+    write_card(folder, run)
+    next_command = f"python scripts/chat.py {folder}"
+    run_folder.write_status(folder, 0, "done", steps, next_command)
+    before, after = metrics["before"], metrics["after"]
+    if before and after:
+        say(f"evaluation loss: {before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after")
+    say(f"picture: {picture}")
+    say(f"adapter: {folder}")
+    say(f"next: {next_command}")

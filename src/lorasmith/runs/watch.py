@@ -1,0 +1,116 @@
+"""Watch training: a progress line, metrics.jsonl, and an end to runs that left the finite numbers."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorasmith.console import say
+from lorasmith.errors import DivergedError
+from lorasmith.hardware import Hardware, memory_gib, peak_memory_gib
+
+SENSITIVE = ("training_args.bin",)  # a pickle that holds access tokens in clear text
+
+
+class Watch(TrainerCallback):
+    """Show loss, tokens/s without padding, memory and time left; log them to metrics.jsonl."""
+
+    def __init__(self, folder: Path, hardware: Hardware) -> None:
+        self.folder = folder
+        self.hardware = hardware
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.tokens = 0
+        self._start = self._paused = 0.0
+        self._bar: Progress | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Non-padding tokens trained per second so far, evaluation and saving left out."""
+        return self.tokens / self.seconds if self.seconds and self.tokens else None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._start, self._paused = time.perf_counter(), 0.0
+        if state.is_world_process_zero and sys.stdout.isatty():
+            columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console())
+            self._bar.add_task("", total=state.max_steps)
+            self._bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self._start - self._paused
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        for name in ("loss", "eval_loss", "grad_norm"):
+            if name in logs and not math.isfinite(logs[name]):
+                self._stop_bar()
+                raise DivergedError(
+                    f"{name} is {logs[name]} at step {state.global_step}; nothing was saved. "
+                    "Lower trainer.learning_rate, or look for broken rows in private/."
+                )
+        if "loss" in logs:
+            self.tokens = int(logs.get("num_tokens", 0))
+        memory = round(memory_gib(self.hardware), 3)
+        record = {"step": state.global_step, **logs, "seconds": round(self.seconds, 3), "memory_gib": memory}
+        if "loss" in logs and self.tokens_per_second:
+            record["tokens_per_second"] = round(self.tokens_per_second, 1)
+        self.history.append(record)
+        if not state.is_world_process_zero:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if "loss" in logs:
+            self._show(state, float(logs["loss"]))
+        elif "eval_loss" in logs and not self._bar:
+            say(f"step {state.global_step}/{state.max_steps}  evaluation loss {logs['eval_loss']:.4f}")
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._pause()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for name in SENSITIVE:
+            for path in Path(args.output_dir or ".").glob(f"checkpoint-*/{name}"):
+                path.unlink(missing_ok=True)
+        self._pause()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._stop_bar()
+
+    def _pause(self) -> None:
+        """Take the time since the last step out of the training time."""
+        self._paused = time.perf_counter() - self._start - self.seconds
+
+    def _show(self, state: TrainerState, loss: float) -> None:
+        rate = self.tokens_per_second or 0.0
+        left = self.seconds / max(1, state.global_step) * (state.max_steps - state.global_step)
+        peak = peak_memory_gib(self.hardware)
+        text = f"loss {loss:.4f}  {rate:,.0f} tokens/s  {peak:.2f} GiB  {int(left // 60)}:{int(left % 60):02d} left"
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=text)
+        else:
+            say(f"step {state.global_step}/{state.max_steps}  {text}")
+
+    def _stop_bar(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
