@@ -43,7 +43,7 @@ class Section(BaseModel):
 class Model(Section):
     """The base model and how it is loaded."""
 
-    name: Name = Field(description="Hub id or local folder.")
+    name: Name = Field(description="A hub id or local folder.")
     revision: Name = Field("main", description="Branch, tag or commit on the hub.")
     quantization: Literal["none", "int8", "nf4", "fp4"] = Field("none", description="Bits of the frozen weights.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -75,7 +75,7 @@ class Adapter(Section):
 class Data(Section):
     """The rows."""
 
-    train: Name = Field(description="File (jsonl, json, csv, parquet) or hub id.")
+    train: Name = Field(description="A file (jsonl, json, csv, parquet) or hub id.")
     eval: Name | None = Field(None, description="Rows to evaluate on: file or hub id.")
     eval_fraction: float = Field(0.0, ge=0, le=0.5, description="Share of the training rows held out instead.")
     subset: Name | None = Field(None, description="Configuration of a hub data set.")
@@ -102,7 +102,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     data: Data
     run: Run = Run()
-    output_dir: Name
+    output_dir: Name = Field(description="A folder such as adapters/my-run.")
     seed: int = Field(42, ge=0, lt=2**32)
     trainer: dict[str, Any] = Field({}, description="Fields of the trl config of this script, by their own names.")
 
@@ -121,7 +121,7 @@ def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = sorted((_problem(detail, values, places) for detail in error.errors()), key=lambda p: p[0])
+        problems = sorted((_problem(detail, places) for detail in error.errors()), key=lambda p: p[0])
         raise RecipeError(problems[0][1]) from None
     check_keys("trainer", recipe.trainer, upstream.trainer_fields(method), OWNED, places)
     _check_adapter(recipe.adapter, places)
@@ -192,10 +192,13 @@ def _check_together(recipe: Recipe, places: Places) -> None:
     if recipe.adapter.method == "pissa" and model.quantization != "none":
         place = place_of(places, ("adapter", "method"))
         raise RecipeError(f"{place}: adapter.method is `pissa`; it needs model.quantization none.")
-    wants_eval = trainer.get("eval_strategy", "no") != "no" or trainer.get("load_best_model_at_end")
-    if (wants_eval or run.early_stopping) and data.eval is None and data.eval_fraction == 0:
-        key: Key = ("run", "early_stopping") if run.early_stopping else ("trainer",)
-        raise RecipeError(f"{place_of(places, key)}: evaluation needs rows. Set data.eval or data.eval_fraction.")
+    if data.eval is None and data.eval_fraction == 0:
+        wanting = [("run", "early_stopping")] if run.early_stopping else []
+        wanting += [("trainer", "eval_strategy")] if trainer.get("eval_strategy", "no") != "no" else []
+        wanting += [("trainer", "load_best_model_at_end")] if trainer.get("load_best_model_at_end") else []
+        for key in wanting:
+            wants = f"{'.'.join(key)} needs rows to evaluate on"
+            raise RecipeError(f"{place_of(places, key)}: {wants}. Set data.eval or data.eval_fraction.")
     if run.early_stopping and trainer.get("eval_strategy", "no") == "no":
         place = place_of(places, ("run", "early_stopping"))
         raise RecipeError(f"{place}: run.early_stopping needs trainer.eval_strategy: steps or epoch.")
@@ -210,19 +213,19 @@ def _line(place: str) -> float:
     return int(number) if number.isdigit() else math.inf
 
 
-def _problem(detail: ErrorDetails, values: dict[str, Any], places: Places) -> tuple[float, str]:
+def _problem(detail: ErrorDetails, places: Places) -> tuple[float, str]:
     """One of pydantic's errors as (position, line of text)."""
     loc = tuple(str(part) for part in detail["loc"])
     kind = detail["type"]
     if kind == "missing":
         place = place_of(places, loc[:-1])
-        return _line(place), f"{place}: `{'.'.join(loc)}` is missing; {_expected_of(loc)}"
+        return _line(place), f"{place}: `{'.'.join(loc)}` is missing; expected {_wanted(loc)}"
     place = place_of(places, loc)
     if kind == "extra_forbidden":
         section = f"{loc[0]}: " if len(loc) > 1 else ""
         return _line(place), f"{place}: {section}unknown key `{loc[-1]}`. {nearest(loc[-1], _known_keys(loc[:-1]))}"
     found = show(detail["input"])
-    return _line(place), f"{place}: {'.'.join(loc)} is {found}; {_expected(detail, values)}."
+    return _line(place), f"{place}: {'.'.join(loc)} is {found}; {_expected(detail)}"
 
 
 def _section_of(loc: Key) -> type[Section]:
@@ -238,34 +241,37 @@ def _known_keys(loc: Key) -> list[str]:
     return [field.alias or name for name, field in _section_of(loc).model_fields.items()]
 
 
-def _expected_of(loc: Key) -> str:
+def _wanted(loc: Key) -> str:
+    """What a missing key should hold."""
     field = _section_of(loc[:-1]).model_fields[loc[-1]]
-    examples = {"output_dir": "such as `output_dir: adapters/my-run`."}
-    return f"expected {field.description}" if field.description else examples.get(loc[-1], "it has no default.")
+    if field.description:
+        return field.description[0].lower() + field.description[1:]
+    return f"keys: {', '.join(name for name, inner in _section_of(loc).model_fields.items() if inner.is_required())}."
 
 
-def _expected(detail: ErrorDetails, values: dict[str, Any]) -> str:
+def _expected(detail: ErrorDetails) -> str:
+    """What a wrong value should have been."""
     kind, context = detail["type"], detail.get("ctx", {})
     plain = {
-        "int_type": "expected a whole number",
-        "int_from_float": "expected a whole number",
-        "float_type": "expected a number",
-        "finite_number": "expected a finite number",
-        "bool_type": "expected true or false",
-        "string_type": "expected text",
-        "string_too_short": "expected text",
-        "list_type": "expected a list",
-        "dict_type": "expected keys and values",
-        "model_type": "expected keys and values",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "string_too_short": "text",
+        "list_type": "a list",
+        "dict_type": "keys and values",
+        "model_type": "keys and values",
     }
-    bounds = {"greater_than": "above {gt}", "greater_than_equal": "of at least {ge}"}
-    bounds |= {"less_than": "below {lt}", "less_than_equal": "of at most {le}"}
+    bounds = {"greater_than": "above {gt:g}", "greater_than_equal": "of at least {ge:g}"}
+    bounds |= {"less_than": "below {lt:g}", "less_than_equal": "of at most {le:g}"}
     if kind in plain:
-        return plain[kind]
+        return f"expected {plain[kind]}."
     if kind in bounds:
-        return "expected a number " + bounds[kind].format(**context)
+        return f"expected a number {bounds[kind].format(**context)}."
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         close = difflib.get_close_matches(str(detail["input"]), allowed, n=1)
-        return f"expected one of {', '.join(allowed)}" + (f". Did you mean `{close[0]}`?"[:-1] if close else "")
-    return str(context["error"]) if "error" in context else detail["msg"]
+        return f"expected one of {', '.join(allowed)}." + (f" Did you mean `{close[0]}`?" if close else "")
+    return f"{context['error']}." if "error" in context else f"{detail['msg']}."

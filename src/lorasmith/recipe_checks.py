@@ -122,6 +122,6 @@ def _check_value(name: str, value: Any, field: Field, place: str) -> None:
     if short in RANGES and isinstance(value, (int, float)):
         edge, low, high = RANGES[short]
         if value < low or value > high or (edge == "(" and value == low):
-            bound = f"above {low}" if edge == "(" else f"of at least {low}"
-            upper = "" if high == math.inf else f" and at most {high}"
+            bound = f"above {low:g}" if edge == "(" else f"of at least {low:g}"
+            upper = "" if high == math.inf else f" and at most {high:g}"
             raise RecipeError(f"{place}: {name} is {show(value)}; expected a number {bound}{upper}.")

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ def _reason(error: json.JSONDecodeError) -> str:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.reader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     header: list[str] = []
     line = 1
     try:

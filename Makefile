@@ -1,0 +1,33 @@
+# Each target is a line or two; PYTHON is any Python of at least 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: quickstart test test-full check schema gpu-check
+
+.venv: .venv/installed
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: .venv/installed
+	$(BIN)/python scripts/sft.py recipes/quickstart.yaml
+	$(BIN)/python scripts/eval.py adapters/quickstart --data quickstart/data/heldout.jsonl
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-full: .venv/installed
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+schema: .venv/installed
+	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema(), indent=1))" > recipes/sft.schema.json
+
+gpu-check: .venv/installed
+	$(BIN)/python -m pytest -m gpu

@@ -1,0 +1,115 @@
+"""What the tests share: scripts as real processes, the quickstart's base, small models of other shapes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+BASE = "quickstart/base"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real rows of ../shared are not here")
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes name files relative to the clone's root."""
+    monkeypatch.chdir(ROOT)
+
+
+def launch(*words: Any, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user would and wait for it."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        input=stdin,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+
+
+def sft(*words: Any) -> Path:
+    """Run sft.py in this process, which saves its imports, and give the run's folder."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("sft_script", ROOT / "scripts/sft.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    before, sys.argv = sys.argv, ["scripts/sft.py", *map(str, words)]
+    try:
+        script.main()
+    finally:
+        sys.argv = before
+    return Path(next(str(word).partition("=")[2] for word in words if str(word).startswith("output_dir=")))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The log events of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    """The training losses of a run, in order."""
+    return [event["loss"] for event in metrics(folder) if "loss" in event]
+
+
+def write_rows(path: Path, *rows: Any) -> Path:
+    """Rows as jsonl."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short nf4 run on the quickstart's rows: finished, with all its files; not good at its task."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = launch(
+        "scripts/sft.py",
+        "recipes/quickstart.yaml",
+        f"output_dir={folder}",
+        "trainer.max_steps=6",
+        "trainer.logging_steps=2",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a random small model of a real architecture, with the quickstart's tokenizer, and give its folder."""
+
+    def make(kind: str, **changes: Any) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        name = "-".join([kind, *(f"{key}{value}" for key, value in changes.items())])
+        folder = tmp_path_factory.getbasetemp() / f"small-{name}"
+        if folder.exists():
+            return folder
+        sizes: dict[str, Any] = {"vocab_size": 1024, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}
+        if kind == "gpt2":
+            sizes |= {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+        else:
+            sizes |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+            sizes |= {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(sizes | changes)))
+        model.save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(ROOT / BASE / file, folder)
+        return folder
+
+    return make

@@ -1,0 +1,75 @@
+"""Imports only go down (docs: the floors of the design)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+FLOORS = {
+    "errors": 0,
+    "console": 0,
+    "upstream": 1,
+    "recipe_file": 1,
+    "recipe_checks": 1,
+    "recipe": 1,
+    "hardware": 2,
+    "models": 3,
+    "adapters": 3,
+    "data": 3,
+    "evaluation": 3,
+    "runs": 4,
+}
+SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))
+MODULES = sorted((Path(__file__).parent.parent / "src/lorasmith").rglob("*.py"))
+HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "numpy", "matplotlib"}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports out from lorasmith"
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "lorasmith" else str(node.module)
+                for alias in node.names
+            }
+    return found
+
+
+def rooms(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("lorasmith.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_a_module_imports_only_from_floors_below(path):
+    room = path.relative_to(Path(__file__).parent.parent / "src/lorasmith").parts[0].removesuffix(".py")
+    if room == "__init__":
+        assert not rooms(path)
+        return
+    for other in rooms(path) - {room}:
+        lower = FLOORS[other] < FLOORS[room]
+        assert lower or (FLOORS[room] in (0, 1) and FLOORS[other] == FLOORS[room]), f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_a_script_imports_no_other_script_and_nothing_heavy_at_its_top(path):
+    names = {script.stem for script in SCRIPTS}
+    assert not {name.split(".")[0] for name in imported(path)} & names
+    top = ast.Module([n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
+    heads = {(n.names[0].name if isinstance(n, ast.Import) else str(n.module)).split(".")[0] for n in top.body}
+    assert not heads & HEAVY
+
+
+@pytest.mark.parametrize("room", ["errors", "console", "upstream", "recipe_file", "recipe_checks", "recipe"])
+def test_the_recipe_floor_imports_nothing_heavy(room):
+    path = Path(__file__).parent.parent / f"src/lorasmith/{room}.py"
+    assert not {name.split(".")[0] for name in imported(path)} & HEAVY
+
+
+def test_no_script_shadows_a_module_of_the_standard_library():
+    import sys
+
+    assert not {path.stem for path in SCRIPTS} & set(sys.stdlib_module_names)

@@ -1,0 +1,191 @@
+"""Rendering and labels: only the assistant's turns are trained, with their stop token, by position."""
+
+import pytest
+from conftest import BASE, SHARED, needs_shared, write_rows
+from transformers import AutoTokenizer
+
+from lorasmith.data.audit import fit_lengths, marked
+from lorasmith.data.render import IGNORED, TokenRow, answer_prompt, tokenize
+from lorasmith.data.rows import Row, read_rows
+from lorasmith.errors import DataError
+from lorasmith.models import CHATML, load_tokenizer
+from lorasmith.recipe import Model
+
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama3": (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|endoftext|>\n\n' + m['content'] | trim }}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|endoftext|>\n\n' }}{% endif %}"
+    ),
+    "zephyr": (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "mistral": (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+        "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+    ),
+}
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello lamp."},
+    {"role": "assistant", "content": "Hi.\nFine."},
+    {"role": "user", "content": "And you?"},
+    {"role": "assistant", "content": "Well."},
+]
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
+
+
+def trained_texts(tokenizer, row: TokenRow) -> list[str]:
+    """The decoded runs of trained tokens."""
+    runs, current = [], []
+    for label in [*row.labels, IGNORED]:
+        if label != IGNORED:
+            current.append(label)
+        elif current:
+            runs.append(tokenizer.decode(current))
+            current = []
+    return runs
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answers_and_their_stop_tokens_are_trained_and_nothing_else(name, tokenizer):
+    tokenizer.chat_template = TEMPLATES[name]
+    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+    space = " " if name == "mistral" else ""
+    assert trained_texts(tokenizer, row) == [f"{space}Hi.\nFine.<|im_end|>", f"{space}Well.<|im_end|>"]
+    assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True))
+
+
+def test_the_labels_are_those_of_the_templates_own_generation_marks(tokenizer):
+    """The quickstart's template carries {% generation %}; transformers derives its mask on another way."""
+    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+    reference = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+    assert row.input_ids == reference["input_ids"]
+    assert [label != IGNORED for label in row.labels] == [bit == 1 for bit in reference["assistant_masks"]]
+
+
+def test_all_tokens_are_trained_when_the_recipe_says_so(tokenizer):
+    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT)], "all")
+    assert row.labels == row.input_ids
+
+
+def test_context_before_the_completion_is_not_trained(tokenizer):
+    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT, trained_from=4)], "assistant")
+    assert trained_texts(tokenizer, row) == ["Well.<|im_end|>"]
+
+
+def test_a_trailing_user_turn_is_not_trained(tokenizer):
+    [row] = tokenize(tokenizer, [Row("r:1", messages=[*CHAT, {"role": "user", "content": "Bye"}])], "assistant")
+    assert trained_texts(tokenizer, row) == ["Hi.\nFine.<|im_end|>", "Well.<|im_end|>"]
+
+
+def test_what_is_asked_is_a_prefix_of_what_was_trained(tokenizer):
+    for row in (Row("r:1", messages=CHAT), Row("r:2", prompt="Hello", completion=" lamp")):
+        [ids] = tokenize(tokenizer, [row], "assistant")
+        asked = answer_prompt(tokenizer, row)
+        assert ids.input_ids[: len(asked)] == asked
+        assert ids.labels[len(asked) - 1] == IGNORED
+        assert ids.labels[len(asked)] != IGNORED
+
+
+def test_plain_text_is_trained_whole_and_ends_with_eos(tokenizer):
+    [row] = tokenize(tokenizer, [Row("r:1", text="Hello lamp.")], "assistant")
+    assert row.labels == row.input_ids
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_plain_completion_is_trained_and_ends_with_eos(tokenizer):
+    [row] = tokenize(tokenizer, [Row("r:1", prompt="Hello", completion=" lamp.")], "assistant")
+    assert trained_texts(tokenizer, row) == [" lamp.<|im_end|>"]
+
+
+def test_an_answer_that_begins_in_mid_token_is_refused(tokenizer):
+    with pytest.raises(DataError, match=r"r:1: the answer begins in the middle of token ' lamp'"):
+        tokenize(tokenizer, [Row("r:1", prompt="Hello l", completion="amp.")], "assistant")
+
+
+def test_a_template_without_a_stop_token_is_refused(tokenizer):
+    tokenizer.chat_template = TEMPLATES["zephyr"].replace("eos_token", "'.'")
+    with pytest.raises(DataError, match="the model would never learn to stop"):
+        tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    tokenizer.chat_template = TEMPLATES["chatml"].replace(
+        "message['content']", "(message['content'] if loop.last else message['content'] | upper)"
+    )
+    with pytest.raises(DataError, match=r"r:1: messages\[2\]: the chat template renders this turn differently"):
+        tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+
+
+def test_a_tokenizer_without_template_is_told_what_to_set(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"Set model.chat_template: chatml"):
+        tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+
+
+def test_text_that_spells_a_stop_token_trains_by_position_not_by_value(tokenizer):
+    chat = [{"role": "user", "content": "What is <|im_end|>?"}, {"role": "assistant", "content": "A stop."}]
+    [row] = tokenize(tokenizer, [Row("r:1", messages=chat)], "assistant")
+    assert trained_texts(tokenizer, row) == ["A stop.<|im_end|>"]
+
+
+def test_marks_stand_around_trained_tokens(tokenizer):
+    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT[1:3])], "assistant")
+    assert marked(tokenizer, row).endswith("<|im_start|>assistant\n[Hi.\nFine.<|im_end|>]\n")
+
+
+def rows_of(*lengths: tuple[int, int]) -> list[TokenRow]:
+    """Rows of (prompt, answer) tokens."""
+    return [
+        TokenRow(f"r:{i}", list(range(p + a)), [IGNORED] * p + list(range(p, p + a)))
+        for i, (p, a) in enumerate(lengths)
+    ]
+
+
+def test_every_row_is_accounted_for():
+    rows = rows_of((5, 5), (20, 5), (2, 30), (3, 3))
+    kept, account = fit_lengths(rows, 10, "truncate")
+    assert [len(row.input_ids) for row in kept] == [10, 10, 6]
+    assert kept[1].labels[-5:] == rows[1].labels[-5:]
+    assert (account.read, account.trained, account.truncated) == (4, 3, 1)
+    assert account.dropped == {"answer too long": 1}
+    kept, account = fit_lengths(rows, 10, "drop")
+    assert (account.trained, account.dropped) == (2, {"too long": 2})
+    assert account.supervised_tokens == 8
+
+
+def test_too_many_long_rows_are_an_error_that_names_the_first():
+    with pytest.raises(
+        DataError, match=r"r:1: 2 of 4 rows are over trainer.max_length \(10 tokens; the longest has 32\)"
+    ):
+        fit_lengths(rows_of((5, 5), (20, 5), (2, 30), (3, 3)), 10, "error")
+
+
+def test_new_template_tokens_are_added_and_named():
+    tokenizer, new = load_tokenizer(Model(name=BASE, add_tokens=["<|tool|>", "lamp", "zzq"]))
+    assert tokenizer.convert_ids_to_tokens(new) == ["<|tool|>", "zzq"]  # lamp is a token already
+    tokenizer, new = load_tokenizer(Model(name=BASE, chat_template="chatml"))
+    assert new == []
+
+
+@needs_shared
+def test_real_rows_are_masked_as_the_question_and_the_answer_say(tmp_path):
+    tokenizer, _ = load_tokenizer(Model(name=BASE))
+    for name, asked, answered in (
+        ("math_gsm8k_train", "question", "answer"),
+        ("sft_alpaca_en", "instruction", "output"),
+    ):
+        import json
+
+        records = [json.loads(line) for line in (SHARED / f"data/{name}.jsonl").read_text().splitlines()[:40]]
+        rows, _ = read_rows(str(write_rows(tmp_path / f"{name}.jsonl", *records)))
+        for row, record in zip(tokenize(tokenizer, rows, "assistant"), records, strict=True):
+            [text] = trained_texts(tokenizer, row)
+            assert text == record[answered] + "<|im_end|>"
+            assert record[asked] in tokenizer.decode(row.input_ids)
