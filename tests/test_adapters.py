@@ -53,9 +53,10 @@ RUNS = {
         "adapter.target_modules=.*layers.[01].*_proj",
         "adapter.options.alpha_pattern={q_proj: 3}",
     ],
-    "ia3": ["adapter.options={target_modules: null}"],
+    "ia3": ["adapter={method: ia3}"],
     "loha": ["adapter.target_modules=[q_proj,v_proj]"],
-    "vera": ["adapter.target_modules=[q_proj,v_proj]", "adapter.options.save_projection=true"],
+    "lora-plus": ["adapter.method=lora", "adapter.loraplus_lr_ratio=4"],
+    "vera": ["adapter={method: vera, target_modules: [q_proj, v_proj]}"],
 }
 
 
@@ -79,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, torc
     patch.chdir(ROOT)
     patch.setattr(adapters, "save_adapter", keep)
     for name, overrides in RUNS.items():
-        method = [] if any("adapter.method" in word for word in overrides) else [f"adapter.method={name}"]
+        method = [] if any("method" in word for word in overrides) else [f"adapter.method={name}"]
         quantization = [] if any("quantization" in word for word in overrides) else ["model.quantization=none"]
         folder = sft("recipes/quickstart.yaml", *FEW, *method, *quantization, *overrides, f"output_dir={root / name}")
         found[name] = (folder, live[name])
@@ -218,3 +219,25 @@ def test_lora_plus_gives_b_its_own_rate():
     optimizer = loraplus_optimizer(model, Adapter(loraplus_lr_ratio=16), arguments)
     rates = {group["lr"] for group in optimizer.param_groups if group["params"]}
     assert rates == {1e-4, 16e-4}
+
+
+def test_loftq_starts_closer_to_the_full_weights_than_a_plain_adapter(tmp_path):
+    """Against the definition: the rank-r truncation of the error leaves exactly the tail of its singular values."""
+    from bitsandbytes.functional import dequantize_4bit
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    from lorasmith.adapters import start_from_quantization_error
+
+    model = get_peft_model(
+        load_base_model(Model(name=BASE, quantization="nf4"), "float32", "sdpa", "cpu"),
+        LoraConfig(r=8, lora_alpha=32, target_modules=["up_proj"]),
+    )
+    start_from_quantization_error(model, Path(BASE))
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    full = load_file(f"{BASE}/model.safetensors")["model.layers.0.mlp.up_proj.weight"].float()
+    weight = layer.get_base_layer().weight
+    error = full - dequantize_4bit(weight.data, weight.quant_state).float()
+    tail = torch.linalg.svdvals(error)[8:].norm()
+    torch.testing.assert_close((error - layer.get_delta_weight("default")).norm(), tail, rtol=1e-4, atol=1e-6)
+    assert tail < error.norm()

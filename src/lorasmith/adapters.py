@@ -96,8 +96,46 @@ def attach(
     if section.method == "eva":
         peft.initialize_lora_eva_weights(adapted, batches, show_progress_bar=False)
     if section.method == "loftq":
-        peft.replace_lora_weights_loftq(adapted, model_path=_weights(Path(base["folder"])))
+        start_from_quantization_error(adapted, Path(base["folder"]))
     return adapted
+
+
+@torch.no_grad()
+def start_from_quantization_error(model: PeftModel, folder: Path) -> None:
+    """LoftQ (arXiv 2310.08659) over fixed 4-bit weights: B A scaled starts as the best rank-r part of W - dequant(W).
+
+    peft's replace_lora_weights_loftq does this on CUDA and XPU only, and leaves out the scale alpha / r.
+
+    Args:
+        folder: Where the unquantized safetensors lie.
+
+    Raises:
+        ModelError: If a layer's weight is not in the folder's files.
+    """
+    import bitsandbytes
+    from safetensors import safe_open
+
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, peft.tuners.lora.Linear4bit):
+            continue
+        # A checkpoint may lack the prefix of the model without its head, such as `model.`
+        key = next((key for key in (f"{name}.weight", f"{name.partition('.')[2]}.weight") if key in files), None)
+        if key is None:
+            raise ModelError(f"adapter.method `loftq`: {folder} has no tensor {name}.weight.")
+        quantized = module.get_base_layer().weight
+        with safe_open(files[key], framework="pt") as file:
+            full = file.get_tensor(key).to(quantized.device, torch.float32)
+        seen = bitsandbytes.functional.dequantize_4bit(quantized.data, quantized.quant_state).float()
+        left, singular, right = torch.linalg.svd(full - seen, full_matrices=False)
+        rank, scale = module.r["default"], module.scaling["default"]
+        root = (singular[:rank] / scale).sqrt()
+        lora_a, lora_b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        lora_a.copy_(root[:, None] * right[:rank])
+        lora_b.copy_(left[:, :rank] * root)
 
 
 def coverage_lines(model: PeftModel, section: Adapter) -> list[str]:
@@ -254,12 +292,6 @@ def _token_indices(section: Adapter, model: PreTrainedModel, ids: list[int]) -> 
     if outputs is not None and outputs.weight is not inputs.weight:
         indices[names[outputs]] = list(ids)
     return indices
-
-
-def _weights(folder: Path) -> str:
-    """The safetensors file of a folder, or its shards' index."""
-    single = folder / "model.safetensors"
-    return str(single if single.is_file() else folder / "model.safetensors.index.json")
 
 
 def _whole(value: float) -> int | float:
