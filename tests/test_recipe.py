@@ -123,6 +123,11 @@ BAD = {
         "  per_device_train_batch_size: 4",
         "15: trainer.per_device_train_batch_size is not set here. Set run.micro_batch and run.effective_batch.",
     ),
+    "a secret": (
+        "  max_length: 128",
+        "  hub_token: hf_x",
+        "15: trainer.hub_token is not set here. Secrets do not belong in a recipe. Log in with: hf auth login.",
+    ),
     "accumulation in the trainer": (
         "  max_length: 128",
         "  gradient_accumulation_steps: 4",

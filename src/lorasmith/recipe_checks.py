@@ -27,6 +27,7 @@ OWNED = {
     "dataset_num_proc": "Rows are prepared by Lorasmith.",
     "truncation_mode": "Set data.on_too_long.",
     "push_to_hub": "Nothing is uploaded while training; upload the adapter's folder without private/ afterwards.",
+    "hub_token": "Secrets do not belong in a recipe. Log in with: hf auth login.",
     "resume_from_checkpoint": "A finished run is reused, an unfinished one is started anew.",
     "remove_unused_columns": "Rows are prepared by Lorasmith.",
     "disable_tqdm": "Progress is shown by Lorasmith.",
