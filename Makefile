@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-full check schema gpu-check
+.PHONY: quickstart test test-full check schema reference gpu-check
 
 .venv: .venv/installed
 
@@ -28,6 +28,9 @@ check: .venv/installed
 
 schema: .venv/installed
 	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema(), indent=1))" > recipes/sft.schema.json
+
+reference: .venv/installed
+	$(BIN)/python docs/make_reference.py > docs/reference.md
 
 gpu-check: .venv/installed
 	$(BIN)/python -m pytest -m gpu

@@ -117,6 +117,12 @@ def test_a_dry_run_checks_prints_and_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_accelerate_launches_it(tmp_path):
+    done = launch("-m", "accelerate.commands.launch", "scripts/sft.py", *QUICK, f"output_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "refusal"),
     [

@@ -1,0 +1,51 @@
+"""What the documents say is what the programs do."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lorasmith.recipe import load_recipe
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_reference_is_current():
+    made = subprocess.run(
+        [sys.executable, "docs/make_reference.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert made.stdout == (ROOT / "docs/reference.md").read_text(), "run: make reference"
+
+
+def test_the_recipe_in_the_readme_loads(tmp_path):
+    [text] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "r.yaml").write_text(text)
+    assert load_recipe(tmp_path / "r.yaml", []).model.quantization == "nf4"
+
+
+def test_the_error_in_the_readme_is_the_real_one():
+    from lorasmith.errors import RecipeError
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Path("recipes/quickstart.yaml"), ["trainer.learning_rat=1e-4"])
+    assert f"error: {caught.value}" in README
+
+
+def test_every_file_and_target_that_the_documents_name_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for path in ("README.md", "adapters/README.md", "quickstart/base/README.md"):
+        text = (ROOT / path).read_text()
+        for target in re.findall(r"make ([a-z-]+)", text):
+            assert f"\n{target}:" in makefile, (path, target)
+        for name in re.findall(r"(?:scripts|recipes|docs|tests|quickstart)/[\w./-]+\w", text):
+            assert (ROOT / name).exists(), (path, name)
+
+
+def test_the_first_screen_shows_how_to_start():
+    top = README.splitlines()[:25]
+    assert any("make quickstart" in line for line in top)
+    assert any("make test" in line for line in top)
+    assert any(line.startswith("accelerate launch scripts/sft.py") for line in top)
