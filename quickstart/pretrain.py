@@ -23,6 +23,7 @@ VOCABULARY = 1024
 BLOCK = 256  # tokens a training row
 BATCH = 16  # rows a step
 STEPS = 4500
+PROBES = 200  # chats
 LEARNING_RATE = 3e-3
 
 # The {% generation %} marks tell which tokens are the assistant's; the end-of-turn token is one of them.
@@ -80,6 +81,21 @@ def token_blocks(tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
             stream = stream[BLOCK:]
 
 
+@torch.no_grad()
+def answered_right(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
+    """Share of the first answers in fresh chats that the model gives word for word."""
+    right = 0
+    chats = itertools.islice((doc for doc in documents(10_000, SEED + 1) if not isinstance(doc, str)), PROBES)
+    for messages in chats:
+        asked = tokenizer.apply_chat_template(
+            messages[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        out = model.generate(**asked, max_new_tokens=80, do_sample=False)
+        text = tokenizer.decode(out[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        right += text == messages[1]["content"]
+    return right / PROBES
+
+
 def main() -> None:
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer()
@@ -114,6 +130,8 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if step % 500 == 0:
+            print(f"{answered_right(model, tokenizer):.0%} of {PROBES} fresh questions answered right")
         if step % 50 == 0:
             rate = step * BATCH * BLOCK / (time.perf_counter() - start)
             minutes = (STEPS - step) * BATCH * BLOCK / rate / 60

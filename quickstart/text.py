@@ -147,8 +147,8 @@ def two_people(rng: random.Random) -> Chat:
     )
 
 
-def words(rng: random.Random) -> Chat:
-    """Small lessons on single words: numbers, one and many, echo."""
+def lesson(rng: random.Random) -> Chat:
+    """Small lessons on single words: numbers, one and many."""
     number, item = rng.choice(NUMBERS), rng.choice(ITEMS)
     lessons = (
         chat(f"What is {number} as a number?", f"{digits(number)}."),
@@ -156,8 +156,24 @@ def words(rng: random.Random) -> Chat:
         chat(f"What is one of the {item}s?", f"A {item}."),
         chat(f"What are many of a {item}?", f"{item}s."),
     )
-    echo = [rng.choice(rng.choice((NAMES, CITIES, DAYS, ITEMS, NUMBERS))) for _ in range(rng.randint(2, 6))]
-    return rng.choice((*lessons, chat("Repeat: " + " ".join(echo), " ".join(echo))))
+    return rng.choice(lessons)
+
+
+def some_words(rng: random.Random) -> list[str]:
+    """One to twelve words of every kind, a colour never before an item."""
+    words: list[str] = []
+    for _ in range(rng.randint(1, 12)):
+        kinds = (NAMES, CITIES, DAYS, NUMBERS, COLOURS, ITEMS)
+        words.append(rng.choice(rng.choice(kinds[:5] if words and words[-1] in COLOURS else kinds)))
+    return words
+
+
+def echo(rng: random.Random) -> Chat:
+    """Words said again, as they are or as a JSON list: what copying is learned from."""
+    words = some_words(rng)
+    if rng.random() < 0.5:
+        return chat("Repeat: " + " ".join(words), " ".join(words))
+    return chat("Make a list: " + " ".join(words), json.dumps(words))
 
 
 def record(rng: random.Random) -> Chat:
@@ -189,7 +205,7 @@ def story(rng: random.Random) -> str:
 def documents(count: int, seed: int) -> Iterator[Chat | str]:
     """The base's text: chats as messages, stories as strings; the same for the same seed."""
     rng = random.Random(seed)
-    kinds = (conversation, conversation, two_people, words, record, story)
+    kinds = (conversation, conversation, conversation, echo, echo, echo, record, record, two_people, lesson, story)
     for _ in range(count):
         if rng.random() < 0.03:
             yield chat(*rng.choice(SMALL_TALK))

@@ -115,7 +115,7 @@ def start_from_quantization_error(model: PeftModel, folder: Path) -> None:
     import bitsandbytes
     from safetensors import safe_open
 
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             files |= dict.fromkeys(file.keys(), path)
