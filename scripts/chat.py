@@ -135,7 +135,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", help="where the answers go, one JSON object a line")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--quantization", choices=("none", "int8", "nf4", "fp4"), help="of the base, if not as trained")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", default=512, help="longest answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
     return parser.parse_args()
 

@@ -21,6 +21,7 @@ def main() -> None:
     quiet()
     from peft import PeftModel
 
+    from lorasmith.data.audit import account_lines, fit_lengths
     from lorasmith.data.prepare import source_name
     from lorasmith.data.render import answer_prompt, tokenize
     from lorasmith.data.rows import read_rows
@@ -35,7 +36,12 @@ def main() -> None:
     if not isinstance(opened.model, PeftModel):
         raise ModelError(f"{arguments.adapter} is a whole model; eval.py compares an adapter with its base.")
     train_on = opened.run.get("recipe", {}).get("data", {}).get("train_on", "assistant")
-    token_rows = tokenize(opened.tokenizer, rows, train_on)
+    positions = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
+    token_rows, account = fit_lengths(tokenize(opened.tokenizer, rows, train_on), positions, "drop")
+    for line in account_lines(account):
+        say(line)
+    kept = {row.place for row in token_rows}
+    rows = [row for row in rows if row.place in kept]
     prompts = [answer_prompt(opened.tokenizer, row) for row in rows] if not rows[0].text else []
     longest = max(len(opened.tokenizer(row.answer)["input_ids"]) for row in rows)
     budget = arguments.max_new_tokens or min(longest + 16, 512)
@@ -101,12 +107,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="rows: file or hub id")
     parser.add_argument("--subset", help="configuration of a hub data set")
     parser.add_argument("--split", default="train", help="split of a hub data set")
-    parser.add_argument("--limit", type=int, help="use the first N rows")
+    parser.add_argument("--limit", type=positive, metavar="N", help="use the first N rows")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--quantization", choices=("none", "int8", "nf4", "fp4"), help="of the base, if not as trained")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer; default: the longest expected one and 16")
-    parser.add_argument("--batch", type=int, default=16, help="rows at a time")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="longest answer; default: the longest expected one and 16"
+    )
+    parser.add_argument("--batch", type=positive, metavar="N", default=16, help="rows at a time")
     return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"`{text}`; expected a whole number above 0")
+    return number
 
 
 if __name__ == "__main__":

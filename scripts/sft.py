@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lorasmith.console import say
+from lorasmith.console import is_first_process, say
 from lorasmith.errors import UnreachableError
 from lorasmith.recipe import Recipe, load_recipe, recipe_text
 from lorasmith.runs.ending import enter_run, quiet, run_script
@@ -74,8 +74,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         before = trainer.evaluate() if rows.eval else None
         trainer.train()
         after = trainer.evaluate() if rows.eval else None
-        adapters.save_adapter(model, output, base, initial)
-    tokenizer.save_pretrained(output)
+        if is_first_process():
+            adapters.save_adapter(model, output, base, initial)
+            tokenizer.save_pretrained(output)
     report.finish(output, run, watch, model, {"before": before, "after": after}, machine, trainer.state.global_step)
 
 

@@ -57,17 +57,16 @@ def test_no_held_out_pair_prompt_or_answer_stands_in_the_bases_text():
     seen_pairs = 0
     items = {item for _, item in quickstart.PAIRS}
     for document in quickstart.documents(DOCUMENTS, 0):
-        said = document if isinstance(document, str) else told(document)
-        words = said.replace(",", " ").replace(".", " ").replace('"', " ").split()
-        for first, second in itertools.pairwise(words):
-            item = second if second in items else second.removesuffix("s")
-            if item in items and first in quickstart.COLOURS:
-                seen_pairs += 1
-                assert f"{first} {item}" not in pairs, said
-        if '"item"' in said:
-            assert not any(label in said for label in labels), said
-        if not isinstance(document, str):
-            assert not {message["content"] for message in document} & whole
+        for said in [document] if isinstance(document, str) else [message["content"] for message in document]:
+            assert said not in whole
+            words = said.replace(",", " ").replace(".", " ").replace('"', " ").split()
+            for first, second in itertools.pairwise(words):
+                item = second if second in items else second.removesuffix("s")
+                if item in items and first in quickstart.COLOURS:
+                    seen_pairs += 1
+                    assert f"{first} {item}" not in pairs, said
+            if '"item"' in said:
+                assert not any(label in said for label in labels), said
     assert seen_pairs > 100_000, "the check must see pairs to mean anything"
 
 

@@ -136,6 +136,7 @@ def test_accelerate_launches_it(tmp_path):
         (["adapter.from=/nowhere"], "/nowhere: no adapter here (adapter_config.json is missing)."),
         (["data.train=nothing.jsonl"], "nothing.jsonl: no such file. Expected a path to rows, or a hub id such as org/name."),
         (["data.train=some/dataset"], "some/dataset: no such file, and not loaded from the hub ("),
+        (["trainer.report_to=wandb"], "trainer.report_to is `wandb`, which is not installed. Install it with: pip install wandb"),
         (["model.attention=flash_attention_2"], "quickstart/base: "),
         (["trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.eval_steps=3",
           "trainer.save_strategy=steps", "trainer.save_steps=2"], "trainer: "),

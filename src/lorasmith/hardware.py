@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Hardware:
         """One sentence."""
         if self.device == "cuda":
             return f"{self.count} x {self.name}, {self.memory_gib:.1f} GiB each"
-        return f"CPU {self.name}, {self.count} threads, {self.memory_gib:.1f} GiB"
+        return f"CPU, {self.name}, {self.count} threads, {self.memory_gib:.1f} GiB"
 
 
 def find_hardware(use_cpu: bool = False) -> Hardware:
@@ -36,7 +37,7 @@ def find_hardware(use_cpu: bool = False) -> Hardware:
         properties = torch.cuda.get_device_properties(0)
         return Hardware("cuda", properties.name, properties.total_memory / 2**30, torch.cuda.device_count())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Hardware("cpu", platform.processor() or platform.machine(), memory, torch.get_num_threads())
+    return Hardware("cpu", _cpu_name(), memory, torch.get_num_threads())
 
 
 def choose_dtype(wanted: str, hardware: Hardware) -> tuple[str, str]:
@@ -102,6 +103,13 @@ def check_disk(folder: Path, needed_gib: float) -> None:
     free = stats.f_bavail * stats.f_frsize / 2**30
     if free < needed_gib:
         raise FitError(f"{folder}: {free:.2f} GiB free; the run needs about {needed_gib:.2f}. Free some space.")
+
+
+def _cpu_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def _matmul_seconds() -> tuple[float, float]:

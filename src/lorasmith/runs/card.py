@@ -13,7 +13,7 @@ tags: [{tags}]
 
 # {name}
 
-{method} adapter for [{base}](https://huggingface.co/{base}), trained by supervised fine-tuning on {rows:,} rows
+{method} adapter for {base_link}, trained by supervised fine-tuning on {rows:,} rows
 ({tokens:,} tokens, {share:.1%} of them trained) of {data}. It holds {trainable:,} trained parameters
 ({fraction:.2%} of the model); the base model is needed beside it.
 
@@ -21,11 +21,11 @@ tags: [{tags}]
 
 ```python
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer{quantizer}
 
 folder = "{folder}"  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForCausalLM.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder{quantized})
 messages = [{{"role": "user", "content": "..."}}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**prompt, max_new_tokens=200)
@@ -68,10 +68,13 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
     options = f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, dropout {adapter['dropout']:g}"
     text = _CARD.format(
         base=base["name"],
+        base_link=_link(base),
+        quantizer=", BitsAndBytesConfig" if model["quantization"] != "none" else "",
+        quantized=_quantized(model["quantization"]),
         revision=base["revision"] or "local",
         name=folder.name,
         folder=folder.as_posix() if not folder.is_absolute() else folder.name,
-        tags=", ".join(["lora", adapter["method"], "sft", "lorasmith"]),
+        tags=", ".join(dict.fromkeys(["lora", adapter["method"], "sft", "lorasmith"])),
         method=adapter["method"],
         rows=account["trained"],
         tokens=account["tokens"],
@@ -96,6 +99,21 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         remote_code=" **The base model runs its own code (trust_remote_code).**" if model["trust_remote_code"] else "",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _quantized(quantization: str) -> str:
+    """How to load the base as the adapter was trained on it; in another precision its answers drift."""
+    if quantization == "none":
+        return ""
+    settings = "load_in_8bit=True"
+    if quantization != "int8":
+        settings = f'load_in_4bit=True, bnb_4bit_quant_type="{quantization}", bnb_4bit_use_double_quant=True'
+    return f", quantization_config=BitsAndBytesConfig({settings})"
+
+
+def _link(base: dict[str, Any]) -> str:
+    """A hub model with its page, a local one by its name alone."""
+    return f"[{base['name']}](https://huggingface.co/{base['name']})" if base["revision"] else f"`{base['name']}`"
 
 
 def _targets(targets: str | list[str]) -> str:

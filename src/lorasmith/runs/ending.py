@@ -66,11 +66,14 @@ _current_run: Path | None = None
 
 def enter_run(folder: Path) -> None:
     """From here on, write warnings to the run's private log and the end of the process to its status.json."""
+    if not is_first_process():
+        return
     global _current_run
     _current_run = folder
     handler = logging.FileHandler(folder / "private" / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
+    warnings.simplefilter("default")
     for name in ("py.warnings", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

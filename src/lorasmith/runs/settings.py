@@ -1,5 +1,6 @@
 """From a recipe to the arguments of a trl config, with what the machine decides filled in and said."""
 
+import importlib.util
 import os
 from typing import Any
 
@@ -97,6 +98,12 @@ def make_config(kind: Any, recipe: Recipe, machine: Hardware) -> Any:
     Raises:
         RecipeError: If trl refuses the combination.
     """
+    trackers = recipe.trainer.get("report_to", "none")
+    for name in [trackers] if isinstance(trackers, str) else trackers or []:
+        if name not in ("none", "all") and importlib.util.find_spec(name) is None:
+            raise RecipeError(
+                f"trainer.report_to is `{name}`, which is not installed. Install it with: pip install {name}"
+            )
     try:
         return kind(**trainer_arguments(recipe, machine))
     except (ValueError, TypeError, ImportError) as error:
