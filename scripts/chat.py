@@ -100,8 +100,8 @@ def answer(opened: Any, messages: list[dict[str, str]], arguments: argparse.Name
 
 def answer_file(opened: Any, arguments: argparse.Namespace) -> None:
     """Answer every row of --input greedily, in batches, and write the rows with their answers to --output."""
+    from lorasmith.data.formats import read_prompts
     from lorasmith.data.render import answer_prompt
-    from lorasmith.data.rows import read_prompts
     from lorasmith.evaluation.scores import greedy_answers
 
     rows = read_prompts(arguments.input)

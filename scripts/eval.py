@@ -22,16 +22,16 @@ def main() -> None:
     from peft import PeftModel
 
     from lorasmith.data.audit import account_lines, fit_lengths
+    from lorasmith.data.formats import read_rows
     from lorasmith.data.prepare import source_name
     from lorasmith.data.render import answer_prompt, tokenize
-    from lorasmith.data.rows import read_rows
     from lorasmith.runs.folder import now
     from lorasmith.runs.opening import open_model
     from lorasmith.runs.report import add_evaluation
 
-    rows, kind = read_rows(arguments.data, arguments.subset, arguments.split)
-    rows = rows[: arguments.limit]
-    say(f"rows: {len(rows)} of {arguments.data}, recognised as {kind}")
+    read = read_rows(arguments.data, arguments.subset, arguments.split)
+    rows = read.rows[: arguments.limit]
+    say(f"rows: {len(rows)} of {arguments.data}, recognised as {read.kind}")
     opened = open_model(arguments.adapter, arguments.base, arguments.quantization)
     if not isinstance(opened.model, PeftModel):
         raise ModelError(f"{arguments.adapter} is a whole model; eval.py compares an adapter with its base.")

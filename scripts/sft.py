@@ -38,11 +38,11 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    train_rows, eval_rows = read_train_and_eval(requested.data, requested.seed)
+    read = read_train_and_eval(requested.data, requested.seed)
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     positions = models.max_positions(requested.model)
     recipe, reasons = settings.resolve(requested, machine, positions, folder.earlier(output, requested))
-    rows = prepare(recipe.data, tokenizer, train_rows, eval_rows, recipe.trainer["max_length"])
+    rows = prepare(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
         say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")

@@ -107,13 +107,13 @@ def test_the_table_names_both_and_ends_in_a_verdict(evaluated):
 
 def test_the_base_is_the_adapter_switched_off(evaluated, base):
     """nf4 on both sides; the base's loss is that of the base loaded alone."""
+    from lorasmith.data.formats import read_rows
     from lorasmith.data.render import tokenize
-    from lorasmith.data.rows import read_rows
 
     folder, _ = evaluated
     run = json.loads((folder / "run.json").read_text())
     tokenizer, _ = load_tokenizer(Model(name=BASE))
-    rows, _ = read_rows("quickstart/data/heldout.jsonl")
+    rows, _, _ = read_rows("quickstart/data/heldout.jsonl")
     alone = load_base_model(Model(name=BASE, quantization="nf4"), run["recipe"]["model"]["dtype"], "sdpa", "cpu")
     pairs = [(row.input_ids, row.labels) for row in tokenize(tokenizer, rows[:12], "assistant")]
     losses = row_losses(alone, pairs, 0, 16)

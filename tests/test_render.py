@@ -5,8 +5,9 @@ from conftest import BASE, SHARED, needs_shared, write_rows
 from transformers import AutoTokenizer
 
 from lorasmith.data.audit import fit_lengths, marked
+from lorasmith.data.formats import read_rows
 from lorasmith.data.render import IGNORED, TokenRow, answer_prompt, tokenize
-from lorasmith.data.rows import Row, read_rows
+from lorasmith.data.rows import Row, conversation
 from lorasmith.errors import DataError
 from lorasmith.models import CHATML, load_tokenizer
 from lorasmith.recipe import Model
@@ -55,7 +56,7 @@ def trained_texts(tokenizer, row: TokenRow) -> list[str]:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_answers_and_their_stop_tokens_are_trained_and_nothing_else(name, tokenizer):
     tokenizer.chat_template = TEMPLATES[name]
-    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+    [row] = tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
     space = " " if name == "mistral" else ""
     assert trained_texts(tokenizer, row) == [f"{space}Hi.\nFine.<|im_end|>", f"{space}Well.<|im_end|>"]
     assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True))
@@ -63,29 +64,29 @@ def test_answers_and_their_stop_tokens_are_trained_and_nothing_else(name, tokeni
 
 def test_the_labels_are_those_of_the_templates_own_generation_marks(tokenizer):
     """The quickstart's template carries {% generation %}; transformers derives its mask on another way."""
-    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+    [row] = tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
     reference = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
     assert row.input_ids == reference["input_ids"]
     assert [label != IGNORED for label in row.labels] == [bit == 1 for bit in reference["assistant_masks"]]
 
 
 def test_all_tokens_are_trained_when_the_recipe_says_so(tokenizer):
-    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT)], "all")
+    [row] = tokenize(tokenizer, [conversation("r:1", CHAT)], "all")
     assert row.labels == row.input_ids
 
 
 def test_context_before_the_completion_is_not_trained(tokenizer):
-    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT, trained_from=4)], "assistant")
+    [row] = tokenize(tokenizer, [conversation("r:1", CHAT, [False] * 4 + [True])], "assistant")
     assert trained_texts(tokenizer, row) == ["Well.<|im_end|>"]
 
 
 def test_a_trailing_user_turn_is_not_trained(tokenizer):
-    [row] = tokenize(tokenizer, [Row("r:1", messages=[*CHAT, {"role": "user", "content": "Bye"}])], "assistant")
+    [row] = tokenize(tokenizer, [conversation("r:1", [*CHAT, {"role": "user", "content": "Bye"}])], "assistant")
     assert trained_texts(tokenizer, row) == ["Hi.\nFine.<|im_end|>", "Well.<|im_end|>"]
 
 
 def test_what_is_asked_is_a_prefix_of_what_was_trained(tokenizer):
-    for row in (Row("r:1", messages=CHAT), Row("r:2", prompt="Hello", completion=" lamp")):
+    for row in (conversation("r:1", CHAT), Row("r:2", prompt="Hello", completion=" lamp")):
         [ids] = tokenize(tokenizer, [row], "assistant")
         asked = answer_prompt(tokenizer, row)
         assert ids.input_ids[: len(asked)] == asked
@@ -112,31 +113,74 @@ def test_an_answer_that_begins_in_mid_token_is_refused(tokenizer):
 def test_a_template_without_a_stop_token_is_refused(tokenizer):
     tokenizer.chat_template = TEMPLATES["zephyr"].replace("eos_token", "'.'")
     with pytest.raises(DataError, match="the model would never learn to stop"):
-        tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+        tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
-    tokenizer.chat_template = TEMPLATES["chatml"].replace(
-        "message['content']", "(message['content'] if loop.last else message['content'] | upper)"
+def test_a_template_that_rewrites_earlier_turns_is_unrolled(tokenizer):
+    """As reasoning templates do that drop earlier thinking: each answer is trained in the text that asks for it."""
+    tokenizer.chat_template = TEMPLATES["llama3"].replace(
+        "m['content'] | trim", "(m['content'] if loop.last or m['role'] != 'assistant' else 'gone')"
     )
-    with pytest.raises(DataError, match=r"r:1: messages\[2\]: the chat template renders this turn differently"):
-        tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+    first, second = tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
+    assert trained_texts(tokenizer, first) == ["Hi.\nFine.<|im_end|>"]
+    assert trained_texts(tokenizer, second) == ["Well.<|im_end|>"]
+    assert "gone" in tokenizer.decode(second.input_ids)
+    for ids, upto in ((first, 2), (second, 4)):
+        asked = tokenizer.apply_chat_template(CHAT[:upto], add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert ids.input_ids[: len(asked)] == asked
+
+
+def test_a_template_that_does_not_continue_what_it_opens_is_refused(tokenizer):
+    tokenizer.chat_template = TEMPLATES["chatml"].replace(
+        "'<|im_start|>assistant\\n' -}}{%- endif", "'answer:' -}}{%- endif"
+    )
+    with pytest.raises(
+        DataError, match=r"r:1: messages\[2\]: the chat template does not continue the turn that it opens"
+    ):
+        tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
+
+
+def test_tools_and_calls_are_rendered_or_refused(tokenizer):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    chat = [
+        CHAT[1],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+        CHAT[4],
+    ]
+    row = conversation("r:1", chat, tools=[{"name": "weather"}])
+    tokenizer.chat_template = CHATML
+    [ids] = tokenize(tokenizer, [row], "assistant")
+    assert trained_texts(tokenizer, ids) == [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>', "Well.<|im_end|>"
+    ]  # fmt: skip
+    assert "You may call these functions:" in tokenizer.decode(ids.input_ids)
+    tokenizer.chat_template = TEMPLATES["llama3"]
+    with pytest.raises(DataError, match=r"r:1: messages\[1\]: the chat template leaves the tool call `weather` out"):
+        tokenize(tokenizer, [row], "assistant")
+
+
+def test_a_doubled_bos_is_refused(tokenizer):
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + TEMPLATES["chatml"]
+    with pytest.raises(DataError, match=r"r:1: begins with <\|endoftext\|> twice"):
+        tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
 
 
 def test_a_tokenizer_without_template_is_told_what_to_set(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(DataError, match=r"Set model.chat_template: chatml"):
-        tokenize(tokenizer, [Row("r:1", messages=CHAT)], "assistant")
+        tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
 
 
 def test_text_that_spells_a_stop_token_trains_by_position_not_by_value(tokenizer):
     chat = [{"role": "user", "content": "What is <|im_end|>?"}, {"role": "assistant", "content": "A stop."}]
-    [row] = tokenize(tokenizer, [Row("r:1", messages=chat)], "assistant")
+    [row] = tokenize(tokenizer, [conversation("r:1", chat)], "assistant")
     assert trained_texts(tokenizer, row) == ["A stop.<|im_end|>"]
 
 
 def test_marks_stand_around_trained_tokens(tokenizer):
-    [row] = tokenize(tokenizer, [Row("r:1", messages=CHAT[1:3])], "assistant")
+    [row] = tokenize(tokenizer, [conversation("r:1", CHAT[1:3])], "assistant")
     assert marked(tokenizer, row).endswith("<|im_start|>assistant\n[Hi.\nFine.<|im_end|>]\n")
 
 
@@ -184,7 +228,7 @@ def test_real_rows_are_masked_as_the_question_and_the_answer_say(tmp_path):
         import json
 
         records = [json.loads(line) for line in (SHARED / f"data/{name}.jsonl").read_text().splitlines()[:40]]
-        rows, _ = read_rows(str(write_rows(tmp_path / f"{name}.jsonl", *records)))
+        rows, _, _ = read_rows(str(write_rows(tmp_path / f"{name}.jsonl", *records)))
         for row, record in zip(tokenize(tokenizer, rows, "assistant"), records, strict=True):
             [text] = trained_texts(tokenizer, row)
             assert text == record[answered] + "<|im_end|>"

@@ -21,12 +21,33 @@ from transformers import (
 from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
 from lorasmith.recipe import TEMPLATE_TOKENS, Model
 
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
+# ChatML, with tools as Hermes and Qwen2.5 write them.
+CHATML = """\
+{%- macro calls(message) -%}
+{%- for call in message.tool_calls or [] -%}
+{{- '\\n' if message.content or not loop.first }}<tool_call>
+{{ call.function | tojson }}
+</tool_call>
+{%- endfor -%}
+{%- endmacro -%}
+{%- if tools -%}
+{{- '<|im_start|>system\\n' -}}
+{%- if messages[0].role == 'system' -%}{{- messages[0].content + '\\n\\n' -}}{%- endif -%}
+{{- 'You may call these functions:' -}}
+{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
+{{- '\\nCall one with <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'system' and tools and loop.first -%}
+{%- elif message.role == 'assistant' -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- generation -%}{{- message.content + calls(message) + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}
+{%- else -%}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
 BLOCKS = 64  # sampled from each weight file for its fingerprint
 BLOCK_BYTES = 4096
 

@@ -32,6 +32,17 @@ def _text_or_texts(value: Any) -> Any:
     return value
 
 
+def _sources(value: Any) -> Any:
+    wanted = "expected a path, a hub id, or a list of them, each a name or {path, weight}"
+    for one in value if isinstance(value, list) and value else [value]:
+        path, weight = (one.get("path"), one.get("weight", 1)) if isinstance(one, dict) else (one, 1)
+        if not isinstance(path, str) or not path or (isinstance(one, dict) and set(one) - {"path", "weight"}):
+            raise ValueError(wanted)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1000:
+            raise ValueError(f"{wanted}, the weight above 0 and below 1000")
+    return value
+
+
 Name = Annotated[str, Field(min_length=1)]
 Auto = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
 
@@ -75,15 +86,38 @@ class Adapter(Section):
 class Data(Section):
     """The rows."""
 
-    train: Name = Field(description="A file (jsonl, json, csv, parquet) or hub id.")
-    eval: Name | None = Field(None, description="Rows to evaluate on: file or hub id.")
+    train: Annotated[str | list[str | dict[str, Any]], BeforeValidator(_sources)] = Field(
+        description="A file (jsonl, json, csv, tsv, parquet; .gz, .zst), folder or hub id, or a list of them, each "
+        "a name or {path, weight}."
+    )
+    eval: Name | None = Field(None, description="Rows to evaluate on: file, folder or hub id.")
     eval_fraction: float = Field(0.0, ge=0, le=0.5, description="Share of the training rows held out instead.")
     subset: Name | None = Field(None, description="Configuration of a hub data set.")
     split: Name = Field("train", description="Split of a hub data set.")
+    format: Literal[
+        "auto",
+        "messages",
+        "sharegpt",
+        "prompt+completion",
+        "instruction+output",
+        "question+answer",
+        "marked-text",
+        "text",
+    ] = Field("auto", description="The rows' shape; auto: recognised over all rows.")
+    columns: dict[str, str] = Field({}, description="Our column names to the file's, such as {question: problem}.")
+    on_bad_row: Literal["error", "drop"] = Field(
+        "error", description="A broken row ends the run, or is left out and listed."
+    )
     train_on: Literal["assistant", "all"] = Field("assistant", description="Whose tokens are trained.")
     on_too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="Rows over max_length: an error above 1 % of rows, drop them, or cut the prompt's start."
     )
+
+    @property
+    def sources(self) -> list[tuple[str, float]]:
+        """Each training source with its weight."""
+        listed = self.train if isinstance(self.train, list) else [self.train]
+        return [(one, 1.0) if isinstance(one, str) else (one["path"], float(one.get("weight", 1))) for one in listed]
 
 
 class Run(Section):

@@ -19,9 +19,14 @@ TOO_LONG_LIMIT = 0.01  # share of rows over max_length above which `error` stops
 
 @dataclass(slots=True)
 class Account:
-    """Where every row went: read = trained + dropped. Truncated rows are among the trained."""
+    """Where every row went: read + unrolled = trained + dropped. Truncated rows are among the trained.
+
+    Attributes:
+        unrolled: Rows that came of turning a conversation into one row a turn, beyond the first.
+    """
 
     read: int
+    unrolled: int = 0
     trained: int = 0
     truncated: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
@@ -29,6 +34,13 @@ class Account:
     supervised_tokens: int = 0
     length_quantiles: dict[str, int] = field(default_factory=dict)
     max_length: int | None = None
+
+    def rows_of(self, read: int, refused: list[str]) -> None:
+        """Count from the rows that were read, some refused by the template, some unrolled into several."""
+        if refused:
+            self.dropped["refused by the template"] = len(refused)
+        self.unrolled = self.trained + sum(self.dropped.values()) - read
+        self.read = read
 
 
 def fit_lengths(
@@ -96,10 +108,11 @@ def account_lines(account: Account) -> list[str]:
     """The account as sentences."""
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in account.dropped.items())
     truncated = f", {account.truncated} of them truncated" if account.truncated else ""
+    unrolled = f" and {account.unrolled} more by unrolling turns" if account.unrolled else ""
     share = account.supervised_tokens / account.tokens
     q = account.length_quantiles
     return [
-        f"rows: {account.read} read, {account.trained} trained{truncated}{dropped}",
+        f"rows: {account.read} read{unrolled}, {account.trained} trained{truncated}{dropped}",
         f"tokens: {account.tokens:,}, {share:.1%} of them trained; a row has {q['min']} to {q['max']} "
         f"(median {q['median']}, p99 {q['p99']})",
     ]

@@ -1,48 +1,106 @@
-"""Records out of files or the hub, each with its line. Strict: what another reader would reject is rejected here."""
+"""Records out of files, folders or the hub, each with its line. Strict: what another reader rejects, this one does."""
 
-import codecs
 import csv
+import gzip
 import io
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lorasmith.errors import DataError, UnreachableError
 
-FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSED = (".gz", ".zst")
+BOM = b"\xef\xbb\xbf"
+
+# A place and what stands there: a value, or the error that keeps it from being one.
+Record = tuple[str, Any]
 
 
-def records(source: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
-    """Each record of a file or hub data set as (`file:line`, value).
+def records(source: str, subset: str | None = None, split: str = "train") -> Iterator[Record]:
+    """Each record of a file, a folder's files or a hub data set, as (`file:line`, value).
+
+    A record that is broken while those behind it can still be read comes as a DataError in place of its value.
 
     Raises:
-        DataError: At the first record that cannot be read.
+        DataError: If the rest cannot be read.
         UnreachableError: If it is on the hub and the hub is out of reach.
     """
     path = Path(source)
-    if path.is_file():
-        readers: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
-            ".jsonl": _jsonl,
-            ".ndjson": _jsonl,
-            ".json": _json,
-            ".csv": _csv,
-            ".parquet": _parquet,
-        }
-        if path.suffix not in readers:
-            raise DataError(f"{source}: a `{path.suffix}` file; expected one of {', '.join(FILE_KINDS)}.")
-        yield from readers[path.suffix](path)
-    elif path.is_dir():
-        raise DataError(f"{source} is a folder; expected a file ({', '.join(FILE_KINDS)}) or a hub id.")
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in FILE_KINDS:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in FILE_KINDS)
+        if not files:
+            raise DataError(f"{source}: no rows in this folder; expected files of {', '.join(FILE_KINDS)}.")
+        for file in files:
+            yield from _file(file)
+    elif path.exists():
+        yield from _file(path)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and _kind(path) not in FILE_KINDS:
         yield from _hub(source, subset, split)
     else:
         raise DataError(f"{source}: no such file. Expected a path to rows, or a hub id such as org/name.")
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+def _kind(path: Path) -> str:
+    """The ending that tells how to read a file, compression aside."""
+    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _file(path: Path) -> Iterator[Record]:
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
+    if _kind(path) not in readers:
+        wanted = f"{', '.join(FILE_KINDS)}, plain or with {' or '.join(COMPRESSED)}"
+        raise DataError(f"{path}: a `{path.suffix}` file; expected one of {wanted}.")
+    try:
+        yield from readers[_kind(path)](path)
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({str(error).splitlines()[0]}).") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file's bytes, decompressed."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]  # a reader of bytes
+    if path.suffix == ".zst":
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return io.BufferedReader(_Raw(stream), 1 << 20)
+    return path.open("rb")
+
+
+class _Raw(io.RawIOBase):
+    """pyarrow's stream as a raw stream that Python can buffer and split into lines."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _whole(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        DataError: With the line of the first byte that is not UTF-8.
+    """
+    with _open(path) as file:
+        data = file.read().removeprefix(BOM)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -69,21 +127,25 @@ def _constant(name: str) -> None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    # Not str.splitlines: it also splits at U+2028, which is legal inside a JSON string.
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
+def _jsonl(path: Path) -> Iterator[Record]:
+    with _open(path) as file:
+        # Lines of bytes end at \n alone; str.splitlines would also end them at U+2028, legal inside a JSON string.
+        for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             try:
-                yield place, _DECODER.decode(line)
+                text = (line.removeprefix(BOM) if number == 1 else line).decode("utf-8").strip(" \t\r\n")
+                if text:
+                    yield place, _DECODER.decode(text)
+            except UnicodeDecodeError as error:
+                yield place, DataError(f"{place}: not UTF-8 ({error.reason}). Save the file as UTF-8.")
             except json.JSONDecodeError as error:
-                raise DataError(f"{place}: not valid JSON ({_reason(error)}). Fix or remove the line.") from None
-            except (_NotStrict, RecursionError) as error:
-                raise DataError(f"{place}: not valid JSON ({error}). Fix or remove the line.") from None
+                yield place, DataError(f"{place}: not valid JSON ({_reason(error)}). Fix or remove the line.")
+            except (_NotStrict, RecursionError, ValueError) as error:
+                yield place, DataError(f"{place}: not valid JSON ({error}). Fix or remove the line.")
 
 
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    text = _text(path)
+def _json(path: Path) -> Iterator[Record]:
+    text = _whole(path)
     at = _skip(text, 0)
     if not text.startswith("[", at):
         yield from _jsonl(path)
@@ -95,7 +157,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
             record, at = _DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not valid JSON ({_reason(error)}). Fix the file.") from None
-        except (_NotStrict, RecursionError) as error:
+        except (_NotStrict, RecursionError, ValueError) as error:
             raise DataError(f"{place}: not valid JSON ({error}). Fix the file.") from None
         yield place, record
         at = _skip(text, at)
@@ -118,8 +180,10 @@ def _reason(error: json.JSONDecodeError) -> str:
     return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+def _csv(path: Path) -> Iterator[Record]:
+    delimiter = "\t" if _kind(path) == ".tsv" else ","
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(io.StringIO(_whole(path), newline=""), strict=True, delimiter=delimiter)
     header: list[str] = []
     line = 1
     try:
@@ -129,15 +193,16 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header):
                     raise DataError(f"{place}: a column name is given twice. Rename one.")
+            elif cells and len(cells) != len(header):
+                wanted = f"{len(cells)} cells; the header has {len(header)} columns"
+                yield place, DataError(f"{place}: {wanted}. Fix the line.")
             elif cells:
-                if len(cells) != len(header):
-                    raise DataError(f"{place}: {len(cells)} cells; the header has {len(header)} columns. Fix the line.")
                 yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}:{line}: not valid CSV ({error}). Fix the line.") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -151,7 +216,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}:{number + 1}: not readable as parquet ({str(error).splitlines()[0]}).") from None
 
 
-def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
+def _hub(name: str, subset: str | None, split: str) -> Iterator[Record]:
     from datasets import load_dataset
 
     try:

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import say
 from lorasmith.data.audit import Account, account_lines, fingerprint, fit_lengths, marked
+from lorasmith.data.formats import read_rows
 from lorasmith.data.render import TokenRow, tokenize
-from lorasmith.data.rows import Row, check_no_overlap, read_rows, split_rows
+from lorasmith.data.rows import Read, Row, check_no_overlap, split_rows, weigh
 from lorasmith.recipe import Data
 
 
@@ -18,6 +20,7 @@ class Prepared:
 
     Attributes:
         accounts: Row accounts by name, "train" and, with evaluation rows, "eval".
+        rejected: Refusals of rows that were left out, with their places.
         fingerprint: Hash of all ids and labels.
     """
 
@@ -25,43 +28,69 @@ class Prepared:
     eval: list[TokenRow]
     eval_rows: list[Row]
     accounts: dict[str, Account] = field(default_factory=dict)
+    rejected: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
 
-def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row]]:
-    """All rows of the recipe, recognised, split and free of overlap.
+def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row], list[str]]:
+    """All rows of the recipe, recognised, split, weighted and free of overlap, and the refusals of dropped ones.
 
     Raises:
-        DataError: At the first broken row.
+        DataError: At the first broken row, unless the recipe drops them.
     """
-    train, kind = read_rows(section.train, section.subset, section.split)
-    say(f"rows: {len(train)} of {section.train}, recognised as {kind}")
+    options: dict[str, Any] = {"kind": section.format, "columns": section.columns, "on_bad_row": section.on_bad_row}
+    train: list[Row] = []
     held_out: list[Row] = []
+    rejected: list[str] = []
+    for source, weight in section.sources:
+        found = read_rows(source, section.subset, section.split, **options)
+        _say_read(found, source)
+        rejected += found.rejected
+        rows = found.rows
+        if section.eval_fraction:
+            rows, held = split_rows(rows, section.eval_fraction, seed)
+            held_out += held
+        weighted = weigh(rows, weight, seed)
+        if weight != 1:
+            say(f"rows: {len(weighted)} of them for weight {weight:g}")
+        train += weighted
     if section.eval is not None:
-        held_out, kind = read_rows(section.eval, section.subset, section.split)
-        say(f"rows: {len(held_out)} of {section.eval}, recognised as {kind}, to evaluate on")
-    elif section.eval_fraction:
-        train, held_out = split_rows(train, section.eval_fraction, seed)
-        say(f"rows: {len(held_out)} of them held out to evaluate on")
+        found = read_rows(section.eval, section.subset, section.split, **options)
+        _say_read(found, f"{section.eval}, to evaluate on")
+        held_out, rejected = found.rows, rejected + found.rejected
+    elif held_out:
+        say(f"rows: {len(held_out)} held out to evaluate on")
     check_no_overlap(train, held_out)
-    return train, held_out
+    return train, held_out, rejected
+
+
+def _say_read(found: Read, source: str) -> None:
+    dropped = f", {len(found.rejected)} broken ones dropped" if found.rejected else ""
+    say(f"rows: {len(found.rows)} of {source}, recognised as {found.kind}{dropped}")
 
 
 def prepare(
-    section: Data, tokenizer: PreTrainedTokenizerBase, train: list[Row], held_out: list[Row], max_length: int | None
+    section: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Row],
+    held_out: list[Row],
+    rejected: list[str],
+    max_length: int | None,
 ) -> Prepared:
     """Tokenize, cut to length, account for every row, and show one as the model sees it.
 
     Raises:
         DataError: If rows cannot be trained on as asked.
     """
-    prepared = Prepared([], [], [])
+    prepared = Prepared([], [], [], rejected=list(rejected))
     for name, rows in (("train", train), ("eval", held_out)):
         if not rows:
             continue
-        ids, account = fit_lengths(
-            tokenize(tokenizer, rows, section.train_on), max_length, section.on_too_long, plain_text=bool(rows[0].text)
-        )
+        refused: list[str] = []
+        ids = tokenize(tokenizer, rows, section.train_on, refused if section.on_bad_row == "drop" else None)
+        ids, account = fit_lengths(ids, max_length, section.on_too_long, plain_text=bool(rows[0].text))
+        account.rows_of(len(rows), refused)
+        prepared.rejected += refused
         prepared.accounts[name] = account
         for line in account_lines(account):
             say(line if name == "train" else f"evaluation {line}")
@@ -76,6 +105,11 @@ def prepare(
     return prepared
 
 
+def source_names(section: Data) -> str:
+    """The training sources without their folders, for records that are shared."""
+    return ", ".join(source_name(source) for source, _ in section.sources)
+
+
 def source_name(source: str) -> str:
-    """A data source without its folder, for records that are shared."""
+    """A data source without its folder."""
     return Path(source).name if Path(source).exists() else source

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import is_first_process, say
 from lorasmith.data.audit import write_audit
-from lorasmith.data.prepare import Prepared, source_name
+from lorasmith.data.prepare import Prepared, source_name, source_names
 from lorasmith.hardware import Hardware, peak_memory_gib
 from lorasmith.models import template_hash
 from lorasmith.recipe import Recipe, recipe_text
@@ -41,7 +41,7 @@ def begin(
         "reasons": reasons,
         "base": base,
         "data": {
-            "train": source_name(recipe.data.train),
+            "train": source_names(recipe.data),
             "eval": source_name(recipe.data.eval) if recipe.data.eval else None,
             "fingerprint": rows.fingerprint,
             **{f"{name}_account": asdict(account) for name, account in rows.accounts.items()},
@@ -58,6 +58,9 @@ def begin(
         header = "# The resolved recipe of this run; sft.py reruns it.\n"
         (folder / "recipe.yaml").write_text(header + recipe_text(recipe), encoding="utf-8")
         write_audit(folder, tokenizer, rows.train, rows.accounts)
+        refused = "".join(f"{line}\n" for line in rows.rejected)
+        if refused:
+            (folder / "private" / "rejected_rows.txt").write_text(refused, encoding="utf-8")
         golden = "".join(json.dumps(asdict(row)) + "\n" for row in rows.eval_rows[:GOLDEN_ROWS])
         (folder / "private" / "eval_rows.jsonl").write_text(golden, encoding="utf-8")
     return run
