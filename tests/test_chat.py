@@ -1,6 +1,7 @@
 """chat.py: one answer, a conversation with its commands, and a file of rows."""
 
 import json
+import shutil
 
 from conftest import BASE, launch, write_rows
 
@@ -66,3 +67,15 @@ def test_input_without_output_is_refused():
     done = launch("scripts/chat.py", BASE, "--input", "rows.jsonl")
     assert done.returncode == 2
     assert done.stderr == "error: --input and --output go together: rows to answer, and where the answers go.\n"
+
+
+def test_an_adapter_whose_template_changed_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>helper"))
+    done = launch("scripts/chat.py", folder, "--prompt", "Hello!")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {folder}: its tokenizer or chat template renders otherwise than in training (golden conversation 1, "
+        "token 9). Restore the files that training wrote, or train anew.\n"
+    )

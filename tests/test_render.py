@@ -233,3 +233,15 @@ def test_real_rows_are_masked_as_the_question_and_the_answer_say(tmp_path):
             [text] = trained_texts(tokenizer, row)
             assert text == record[answered] + "<|im_end|>"
             assert record[asked] in tokenizer.decode(row.input_ids)
+
+
+def test_a_histogram_counts_every_row_once():
+    from lorasmith.data.audit import histogram
+
+    lengths = [3, 3, 4, 50, 99, 100]
+    bins = histogram(lengths)
+    assert sum(one["rows"] for one in bins) == 6
+    assert (bins[0]["from"], bins[0]["rows"]) == (3, 3)
+    assert bins[-1]["from"] <= 100 <= bins[-1]["to"]
+    assert len(bins) <= 24
+    assert histogram([7, 7]) == [{"from": 7, "to": 7, "rows": 2}]

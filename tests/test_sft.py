@@ -10,7 +10,7 @@ from conftest import BASE, ROOT, SHARED, launch, losses, metrics, needs_shared, 
 
 FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "audit.html", "audit.json", "chat_template.jinja",
-    "metrics.jsonl", "plots", "private", "recipe.yaml", "run.json", "status.json", "tokenizer.json",
+    "metrics.jsonl", "plots", "private", "recipe.yaml", "run.json", "status.json", "template_contract.json", "tokenizer.json",
     "tokenizer_config.json",
 }  # fmt: skip
 QUICK = ["recipes/quickstart.yaml", "trainer.max_steps=4", "trainer.logging_steps=1", "model.dtype=float32"]

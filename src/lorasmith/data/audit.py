@@ -14,6 +14,7 @@ from lorasmith.data.render import IGNORED, TokenRow
 from lorasmith.errors import DataError
 
 SHOWN_ROWS = 3
+BINS = 24
 TOO_LONG_LIMIT = 0.01  # share of rows over max_length above which `error` stops the run
 
 
@@ -140,22 +141,56 @@ def fingerprint(rows: list[TokenRow]) -> str:
 
 
 def write_audit(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow], accounts: dict[str, Account]
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[TokenRow],
+    accounts: dict[str, Account],
+    mask_check: str,
 ) -> None:
-    """Write audit.json (counts) and audit.html (counts and rendered rows with the trained tokens coloured)."""
+    """Write audit.json (counts) and audit.html (counts, a histogram of lengths, rows with trained tokens coloured)."""
     report: dict[str, Any] = {name: asdict(account) for name, account in accounts.items()}
+    report["mask_check"] = mask_check
+    report["histogram"] = histogram([len(row.input_ids) for row in rows])
     (folder / "audit.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    body = []
+    body = [f"<p>{html.escape(mask_check)}</p>"] if mask_check else []
     for name, account in accounts.items():
         body += [f"<h2>{name}</h2>", *(f"<p>{html.escape(line)}</p>" for line in account_lines(account))]
+    body += ["<h2>lengths of the training rows, in tokens</h2>", _bars(report["histogram"])]
     body.append("<h2>rows as the model sees them</h2><p>Trained tokens are <mark>marked</mark>.</p>")
     for row in rows[:SHOWN_ROWS]:
         pieces = (
             f"<mark>{html.escape(text)}</mark>" if trained else html.escape(text)
             for text, trained in _pieces(tokenizer, row)
         )
-        body.append(f"<pre>{''.join(pieces)}</pre>")
+        body.append(f"<p>{html.escape(row.place)}</p><pre>{''.join(pieces)}</pre>")
     style = "body{font-family:sans-serif;max-width:60em;margin:2em auto}"
     style += "pre{white-space:pre-wrap;background:#f4f4f4;padding:1em}"
     page = f'<!doctype html><meta charset="utf-8"><title>audit</title><style>{style}</style><h1>What is trained on</h1>'
     (folder / "audit.html").write_text(page + "\n".join(body) + "\n", encoding="utf-8")
+
+
+def histogram(lengths: list[int]) -> list[dict[str, int]]:
+    """Counts of lengths in up to BINS equal bins, each with its first and last length."""
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // BINS)
+    counts: dict[int, int] = {}
+    for length in lengths:
+        counts[(length - low) // width] = counts.get((length - low) // width, 0) + 1
+    return [
+        {"from": low + i * width, "to": low + (i + 1) * width - 1, "rows": counts.get(i, 0)}
+        for i in range(max(counts) + 1)
+    ]
+
+
+def _bars(bins: list[dict[str, int]]) -> str:
+    """A histogram as an SVG picture; hovering over a bar tells its range and count."""
+    most = max(one["rows"] for one in bins)
+    bars = []
+    for i, one in enumerate(bins):
+        height = 120 * one["rows"] / most
+        told = f"{one['from']} to {one['to']} tokens: {one['rows']} rows"
+        bars.append(
+            f'<rect x="{i * 24}" y="{120 - height:.1f}" width="22" height="{height:.1f}" fill="#4477aa">'
+            f'<title>{told}</title></rect><text x="{i * 24}" y="134" font-size="8">{one["from"]}</text>'
+        )
+    return f'<svg viewBox="0 0 {24 * len(bins)} 140" width="{24 * len(bins)}" height="140">{"".join(bars)}</svg>'

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.console import say
 from lorasmith.data.audit import Account, account_lines, fingerprint, fit_lengths, marked
 from lorasmith.data.formats import read_rows
+from lorasmith.data.mask import check_masks
 from lorasmith.data.render import TokenRow, tokenize
 from lorasmith.data.rows import Read, Row, check_no_overlap, split_rows, weigh
 from lorasmith.recipe import Data
@@ -30,6 +31,7 @@ class Prepared:
     accounts: dict[str, Account] = field(default_factory=dict)
     rejected: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    mask_check: str = ""
 
 
 def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row], list[str]]:
@@ -88,6 +90,9 @@ def prepare(
             continue
         refused: list[str] = []
         ids = tokenize(tokenizer, rows, section.train_on, refused if section.on_bad_row == "drop" else None)
+        if section.train_on == "assistant" and name == "train":
+            usable = {row.place for row in ids}
+            prepared.mask_check = check_masks(tokenizer, [row for row in rows if row.place in usable])
         ids, account = fit_lengths(ids, max_length, section.on_too_long, plain_text=bool(rows[0].text))
         account.rows_of(len(rows), refused)
         prepared.rejected += refused
@@ -100,6 +105,8 @@ def prepare(
             places = {row.place for row in ids}
             prepared.eval, prepared.eval_rows = ids, [row for row in rows if row.place in places]
     prepared.fingerprint = fingerprint(prepared.train + prepared.eval)
+    if prepared.mask_check:
+        say(prepared.mask_check)
     say("one row, trained tokens in brackets:")
     say("    " + marked(tokenizer, prepared.train[0]).rstrip("\n").replace("\n", "\n    "))
     return prepared

@@ -1,5 +1,6 @@
 """Open what a person points at, an adapter's folder or a whole model, as it was trained."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith import adapters, hardware, models
 from lorasmith.console import say
+from lorasmith.data.mask import check_contract
 from lorasmith.errors import ModelError
 from lorasmith.recipe import Model
 from lorasmith.runs.folder import read_json
+from lorasmith.runs.report import CONTRACT
 
 
 @dataclass(slots=True)
@@ -61,6 +64,8 @@ def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
     attention, _ = hardware.choose_attention(section.attention)
     has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
     tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
+    if (folder / CONTRACT).is_file():
+        check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
     base_model = models.load_base_model(section, dtype, attention, machine.device)
     models.grow_embeddings(base_model, tokenizer)
     models.stop_at_trained_tokens(base_model, tokenizer)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import is_first_process, say
 from lorasmith.data.audit import write_audit
+from lorasmith.data.mask import template_contract
 from lorasmith.data.prepare import Prepared, source_name, source_names
 from lorasmith.hardware import Hardware, peak_memory_gib
 from lorasmith.models import template_hash
@@ -19,6 +20,7 @@ from lorasmith.runs.card import write_card
 from lorasmith.runs.plots import draw
 from lorasmith.runs.watch import Watch
 
+CONTRACT = "template_contract.json"
 GOLDEN_ROWS = 32  # evaluation rows kept in private/ to prove exports with
 
 
@@ -57,7 +59,9 @@ def begin(
         run_folder.write_json(folder / "run.json", run)
         header = "# The resolved recipe of this run; sft.py reruns it.\n"
         (folder / "recipe.yaml").write_text(header + recipe_text(recipe), encoding="utf-8")
-        write_audit(folder, tokenizer, rows.train, rows.accounts)
+        write_audit(folder, tokenizer, rows.train, rows.accounts, rows.mask_check)
+        contract = json.dumps(template_contract(tokenizer), ensure_ascii=False, indent=1)
+        (folder / CONTRACT).write_text(contract + "\n", encoding="utf-8")
         refused = "".join(f"{line}\n" for line in rows.rejected)
         if refused:
             (folder / "private" / "rejected_rows.txt").write_text(refused, encoding="utf-8")
