@@ -116,9 +116,13 @@ def test_a_mutated_template_is_refused(style, mutation):
     assert changed != STYLES[style]
     tokenizer = styled_tokenizer(changed)
     row = conversation("r:1", [USER, ANSWER])
-    with pytest.raises(DataError) as caught:
+
+    def audit():
         tokenize(tokenizer, [row], "assistant")
         check_masks(tokenizer, [row])
+
+    with pytest.raises(DataError) as caught:
+        audit()
     assert str(caught.value).startswith("r:1: ")
     assert "\n" not in str(caught.value)
 

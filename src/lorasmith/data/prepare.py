@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import say
 from lorasmith.data.audit import Account, account_lines, fingerprint, fit_lengths, marked
+from lorasmith.data.cache import tokenize_cached
 from lorasmith.data.formats import read_rows
 from lorasmith.data.mask import check_masks
-from lorasmith.data.render import TokenRow, tokenize
+from lorasmith.data.render import TokenRow
 from lorasmith.data.rows import Read, Row, check_no_overlap, split_rows, weigh
 from lorasmith.recipe import Data
 
@@ -89,7 +90,10 @@ def prepare(
         if not rows:
             continue
         refused: list[str] = []
-        ids = tokenize(tokenizer, rows, section.train_on, refused if section.on_bad_row == "drop" else None)
+        kept = refused if section.on_bad_row == "drop" else None
+        ids, cached = tokenize_cached(tokenizer, rows, section.train_on, kept)
+        if cached:
+            say(f"tokens: {len(ids)} rows tokenized before, found by their content")
         if section.train_on == "assistant" and name == "train":
             usable = {row.place for row in ids}
             prepared.mask_check = check_masks(tokenizer, [row for row in rows if row.place in usable])
