@@ -97,7 +97,8 @@ def make_trainer(
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from lorasmith import adapters
+    from lorasmith import adapters, models
+    from lorasmith.runs.order import with_update_order
 
     sets = [
         Dataset.from_dict({"input_ids": [row.input_ids for row in part], "labels": [row.labels for row in part]})
@@ -105,11 +106,13 @@ def make_trainer(
     ]
     collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collate)
+    if config.packing:
+        models.check_packing(base_model)
     set_seed(recipe.seed)
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):
-        trainer = SFTTrainer(
+        trainer = with_update_order(SFTTrainer)(
             model=model,
             args=config,
             train_dataset=sets[0],

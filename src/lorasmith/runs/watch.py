@@ -72,8 +72,8 @@ class Watch(TrainerCallback):
         record = {"step": state.global_step, **logs, "seconds": round(self.seconds, 3), "memory_gib": memory}
         if "loss" in logs and self.tokens_per_second:
             record["tokens_per_second"] = round(self.tokens_per_second, 1)
-        seen = any(record.items() >= {"step": old["step"], "eval_loss": old.get("eval_loss")}.items() for old in self.history)
-        if "eval_loss" in logs and seen:
+        evaluated = (state.global_step, logs.get("eval_loss"))
+        if "eval_loss" in logs and evaluated in [(old["step"], old.get("eval_loss")) for old in self.history]:
             return  # the last evaluation of training and the one behind it are the same
         self.history.append(record)
         if not state.is_world_process_zero:
