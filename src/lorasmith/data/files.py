@@ -3,17 +3,37 @@
 import csv
 import gzip
 import io
-import json
+import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lorasmith.data.strict_json import NotJson, parse_json, parse_json_at, shown, skip_space
 from lorasmith.errors import DataError, UnreachableError
 
 FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
+BROKEN = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise
+AGAIN = "Fetch or write the file again."
+
+# How files begin that are not what their ending says, in lower case; the ending that would be right; what to do.
+_HTML = ("", "a web page, not rows; often a login or an error. Fetch the file itself.")
+_UTF_16 = ("", "UTF-16. Save the file as UTF-8.")
+FOREIGN = {
+    b"version https://git-lfs": ("", "a git-lfs pointer in place of the file. Run `git lfs pull`."),
+    b"<!doctype": _HTML,
+    b"<html": _HTML,
+    b"<?xml": _HTML,
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"\x1f\x8b": (".gz", "compressed by gzip. End its name in .gz, or unpack it."),
+    b"(\xb5/\xfd": (".zst", "compressed by zstd. End its name in .zst, or unpack it."),
+    b"par1": (".parquet", "a parquet file. End its name in .parquet."),
+    b"pk\x03\x04": ("", "a zip archive or a spreadsheet. Unpack it, or export it as CSV."),
+}
 
 # A place and what stands there: a value, or the error that keeps it from being one.
 Record = tuple[str, Any]
@@ -30,7 +50,7 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in FILE_KINDS)
+        files = sorted(file for file in path.rglob("*") if not file.is_dir() and _kind(file) in FILE_KINDS)
         if not files:
             raise DataError(f"{source}: no rows in this folder; expected files of {', '.join(FILE_KINDS)}.")
         for file in files:
@@ -45,7 +65,8 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
 
 def _kind(path: Path) -> str:
     """The ending that tells how to read a file, compression aside."""
-    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    name = Path(path.name.lower())
+    return name.with_suffix("").suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def _file(path: Path) -> Iterator[Record]:
@@ -58,19 +79,48 @@ def _file(path: Path) -> Iterator[Record]:
         ".parquet": _parquet,
     }
     if _kind(path) not in readers:
+        ending = _kind(path) or path.suffix
         wanted = f"{', '.join(FILE_KINDS)}, plain or with {' or '.join(COMPRESSED)}"
-        raise DataError(f"{path}: a `{path.suffix}` file; expected one of {wanted}.")
+        raise DataError(
+            f"{path}: a {f'`{ending}` file' if ending else 'file without ending'}; expected one of {wanted}."
+        )
     try:
+        _check_beginning(path)
         yield from readers[_kind(path)](path)
-    except OSError as error:
-        raise DataError(f"{path}: not readable ({str(error).splitlines()[0]}).") from None
+    except BROKEN as error:
+        raise DataError(f"{path}: {_unreadable(error)}") from None
+
+
+def _unreadable(error: Exception) -> str:
+    """What keeps a file from being read: an error with a number is of the disk, others are of the compressed data."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"not readable ({os.strerror(error.errno).lower()}). Check the path and who may read it."
+    return f"the compressed data is damaged or cut off. {AGAIN}"
+
+
+def _check_beginning(path: Path) -> None:
+    """Refuse what is no rows at all under one name for it, not under the first byte that a parser stumbles on."""
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    bare = beginning.removeprefix(BOM).lstrip().lower()
+    for signature, (ending, found) in FOREIGN.items():
+        right = path.suffix.lower() == ending
+        if bare.startswith(signature) and not right:
+            raise DataError(f"{path}: {found}")
+        if right and ending in COMPRESSED and not beginning.startswith(signature):
+            raise DataError(f"{path}: not compressed, though its name ends in {ending}. Rename it, or fetch it again.")
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _open(path: Path) -> BinaryIO:
     """A file's bytes, decompressed."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]  # a reader of bytes
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         import pyarrow
 
         stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
@@ -93,6 +143,69 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
+def _jsonl(path: Path) -> Iterator[Record]:
+    for number, line in _lines(path):
+        place = f"{path}:{number}"
+        try:
+            text = (line.removeprefix(BOM) if number == 1 else line).decode("utf-8").rstrip(" \t\r\n")
+            if skip_space(text, 0) < len(text):
+                yield place, parse_json(text)
+        except UnicodeDecodeError as error:
+            yield place, DataError(f"{place}: not UTF-8 ({error.reason}). Save the file as UTF-8.")
+        except NotJson as error:
+            wrong = _several_lines(text) or f"not valid JSON ({error}). Fix or remove the line."
+            yield place, DataError(f"{place}: {wrong}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """A file's lines with their numbers, as bytes: str.splitlines would end lines at U+2028, legal inside JSON."""
+    number = 0
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield number, line
+        except BROKEN as error:
+            raise DataError(f"{path}:{number + 1}: {_unreadable(error)}") from None
+
+
+def _several_lines(text: str) -> str:
+    """What to do about a line that only opens a list or an object, or nothing."""
+    if text.strip() == "[":
+        return "a list over several lines; here each line is a row. End the file's name in .json."
+    if text.strip() == "{":
+        return "a row over several lines. Write it on one line, or all rows as a list `[...]` in a .json file."
+    return ""
+
+
+def _json(path: Path) -> Iterator[Record]:
+    text = _whole(path)
+    at = skip_space(text, 0)
+    if not text.startswith("[", at):
+        yield from _jsonl(path)
+        return
+    line, counted = 1, 0
+    at = skip_space(text, at + 1)
+    more = not text.startswith("]", at)
+    while more:
+        line, counted = line + text.count("\n", counted, at), at
+        place = f"{path}:{line}"
+        try:
+            record, at = parse_json_at(text, at)
+        except NotJson as error:
+            raise DataError(f"{path}:{error.line or line}: not valid JSON ({error}). Fix the file.") from None
+        yield place, record
+        at = skip_space(text, at)
+        more = text.startswith(",", at)
+        if more:
+            at = skip_space(text, at + 1)
+        elif not text.startswith("]", at):
+            line += text.count("\n", counted, at)
+            raise DataError(f"{path}:{line}: not valid JSON (expected `,` or `]` after a row). Fix the file.")
+    rest = skip_space(text, at + 1)
+    if rest < len(text):
+        raise DataError(f"{path}:{text.count(chr(10), 0, rest) + 1}: text after the closing `]`. Fix the file.")
+
+
 def _whole(path: Path) -> str:
     """A file's text.
 
@@ -108,82 +221,14 @@ def _whole(path: Path) -> str:
         raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
 
 
-class _NotStrict(ValueError):
-    """JSON that Python's parser would take and others would not."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _NotStrict(f"field `{next(n for n in names if names.count(n) > 1)}` is given twice")
-    return found
-
-
-def _constant(name: str) -> None:
-    raise _NotStrict(f"`{name}` is not a JSON number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-
-
-def _jsonl(path: Path) -> Iterator[Record]:
-    with _open(path) as file:
-        # Lines of bytes end at \n alone; str.splitlines would also end them at U+2028, legal inside a JSON string.
-        for number, line in enumerate(file, 1):
-            place = f"{path}:{number}"
-            try:
-                text = (line.removeprefix(BOM) if number == 1 else line).decode("utf-8").strip(" \t\r\n")
-                if text:
-                    yield place, _DECODER.decode(text)
-            except UnicodeDecodeError as error:
-                yield place, DataError(f"{place}: not UTF-8 ({error.reason}). Save the file as UTF-8.")
-            except json.JSONDecodeError as error:
-                yield place, DataError(f"{place}: not valid JSON ({_reason(error)}). Fix or remove the line.")
-            except (_NotStrict, RecursionError, ValueError) as error:
-                yield place, DataError(f"{place}: not valid JSON ({error}). Fix or remove the line.")
-
-
-def _json(path: Path) -> Iterator[Record]:
-    text = _whole(path)
-    at = _skip(text, 0)
-    if not text.startswith("[", at):
-        yield from _jsonl(path)
-        return
-    at = _skip(text, at + 1)
-    while not text.startswith("]", at):
-        place = f"{path}:{text.count(chr(10), 0, at) + 1}"
-        try:
-            record, at = _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: not valid JSON ({_reason(error)}). Fix the file.") from None
-        except (_NotStrict, RecursionError, ValueError) as error:
-            raise DataError(f"{place}: not valid JSON ({error}). Fix the file.") from None
-        yield place, record
-        at = _skip(text, at)
-        if text.startswith(",", at):
-            at = _skip(text, at + 1)
-        elif not text.startswith("]", at):
-            line = text.count("\n", 0, at) + 1
-            raise DataError(f"{path}:{line}: not valid JSON (expected `,` or `]` after a row). Fix the file.")
-    if text[at + 1 :].strip():
-        raise DataError(f"{path}:{text.count(chr(10), 0, at) + 1}: text after the closing `]`. Fix the file.")
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _reason(error: json.JSONDecodeError) -> str:
-    return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
-
-
 def _csv(path: Path) -> Iterator[Record]:
     delimiter = "\t" if _kind(path) == ".tsv" else ","
+    text = _whole(path)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}:{line}: a NUL byte, as in UTF-16. Save the file as UTF-8.")
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.StringIO(_whole(path), newline=""), strict=True, delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     header: list[str] = []
     line = 1
     try:
@@ -191,29 +236,70 @@ def _csv(path: Path) -> Iterator[Record]:
             place, line = f"{path}:{line}", reader.line_num + 1
             if not header:
                 header = [cell.strip() for cell in cells]
-                if len(set(header)) < len(header):
-                    raise DataError(f"{place}: a column name is given twice. Rename one.")
+                _check_header(header, delimiter, place)
             elif cells and len(cells) != len(header):
                 wanted = f"{len(cells)} cells; the header has {len(header)} columns"
                 yield place, DataError(f"{place}: {wanted}. Fix the line.")
             elif cells:
                 yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}:{line}: not valid CSV ({error}). Fix the line.") from None
+        reason = str(error).replace("\t", "\\t")
+        raise DataError(f"{path}:{line}: not valid CSV ({reason}). Fix the line.") from None
+
+
+def _check_header(header: list[str], delimiter: str, place: str) -> None:
+    _check_names(header, place)
+    other = next((mark for mark in ";\t,|" if len(header) == 1 and mark in header[0] and mark != delimiter), None)
+    if other:
+        wanted = "tabs" if delimiter == "\t" else "commas, or for tabs a name that ends in .tsv"
+        raise DataError(f"{place}: columns separated by {other!r}; expected {wanted}.")
+
+
+def _check_names(header: list[str], place: str) -> None:
+    if len(set(header)) < len(header):
+        raise DataError(f"{place}: a column name is given twice. Rename one.")
 
 
 def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
+    with path.open("rb") as raw:
+        ends = {raw.read(4), raw.seek(max(0, path.stat().st_size - 4)) and raw.read(4)}
+    if ends != {b"PAR1"}:
+        raise DataError(f"{path}:1: not readable as parquet (cut off, or a file of another kind). {AGAIN}")
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for record in batch.to_pylist():
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        _check_names(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches():
+            for record in _of_batch(batch):
                 number += 1
-                yield f"{path}:{number}", record
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}:{number + 1}: not readable as parquet ({str(error).splitlines()[0]}).") from None
+                place = f"{path}:{number}"
+                if isinstance(record, str):
+                    yield place, DataError(f"{place}: {record} Fix or remove the row.")
+                else:
+                    yield place, record
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}:{number + 1}: not readable as parquet ({one_line(error)}). {AGAIN}") from None
+
+
+def _of_batch(batch: Any) -> list[dict[str, Any] | str]:
+    """The rows of a batch; for one with a cell that Python cannot hold, such as a date past 9999, what is wrong."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):
+        return [_of_cells({name: batch.column(name)[i] for name in batch.schema.names}) for i in range(len(batch))]
+
+
+def _of_cells(cells: dict[str, Any]) -> dict[str, Any] | str:
+    row = {}
+    for name, cell in cells.items():
+        try:
+            row[name] = cell.as_py()
+        except (ValueError, OverflowError) as error:
+            return f"{shown(name)}: not readable ({one_line(error)})."
+    return row
 
 
 def _hub(name: str, subset: str | None, split: str) -> Iterator[Record]:

@@ -1,16 +1,26 @@
 """The shapes that rows come in: recognised over all rows, each row checked and brought into one form."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lorasmith.data.files import Record, records
+from lorasmith.data.messages import (
+    DROP,
+    checked_calls,
+    checked_messages,
+    checked_text,
+    checked_tools,
+    json_field,
+    named_kind,
+    said,
+    trained_turns,
+)
 from lorasmith.data.rows import ASSISTANT, Read, Row, conversation
+from lorasmith.data.strict_json import shown
 from lorasmith.errors import DataError
 
-ROLES = ("system", "developer", "user", ASSISTANT, "tool")
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -35,7 +45,6 @@ COLUMNS = {
     "marked-text": ("text",),
     "text": ("text",),
 }
-DROP = "Fix or remove the line."
 
 
 def read_rows(
@@ -86,13 +95,14 @@ def read_prompts(source: str) -> list[Row]:
     """
     rows = []
     for place, record in records(source):
-        if isinstance(record, DataError):
-            raise record
-        name = next((n for n in ("messages", "prompt", "instruction", "question") if n in (record or ())), None)
-        if not isinstance(record, dict) or name is None:
+        _check_record(record, place)
+        name = next((n for n in ("messages", "prompt", "instruction", "question") if n in record), None)
+        if name is None:
             raise DataError(f"{place}: nothing is asked; expected messages, prompt, instruction or question.")
         if name == "messages" or isinstance(record[name], list):
-            rows.append(conversation(place, _messages(record[name], name, place), tools=_tools(record, place)))
+            rows.append(
+                conversation(place, checked_messages(record[name], name, place), tools=checked_tools(record, place))
+            )
         elif name == "prompt":
             rows.append(Row(place, prompt=_string(record, "prompt", place)))
         else:
@@ -126,7 +136,8 @@ def _recognise(found: list[Record], source: str) -> str:
         place, value = found[0]
         _check_record(value, place)
         wanted = ", ".join(name for name in COLUMNS if name != "marked-text")
-        raise DataError(f"{place}: {Path(source).name} has columns [{', '.join(value)}]; expected one of: {wanted}.")
+        given = f"{Path(source).name} has columns [{shown(', '.join(value), 200)}]; expected one of: {wanted}"
+        raise DataError(f"{place}: {given}. Rename them, or map them with data.columns.")
     return best
 
 
@@ -141,7 +152,7 @@ def _check_record(value: Any, place: str) -> None:
     if isinstance(value, DataError):
         raise value
     if not isinstance(value, dict):
-        raise DataError(f"{place}: the row is {_name(value)}; expected an object with named fields.")
+        raise DataError(f"{place}: the row is {named_kind(value)}; expected an object with named fields.")
 
 
 def _parse(kind: str, value: Any, place: str) -> Row:
@@ -152,117 +163,17 @@ def _parse(kind: str, value: Any, place: str) -> Row:
     return _PARSERS[kind](value, place)
 
 
-def _name(value: Any) -> str:
-    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), "an object")
-
-
-def _checked(text: Any, name: str, place: str) -> str:
-    """Text that can be written as UTF-8; JSON can escape halves of characters, which cannot."""
-    if not isinstance(text, str):
-        raise DataError(f"{place}: {name}: {_name(text)}; expected text. {DROP}")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"{place}: {name}: half of a surrogate pair, which is no character. {DROP}") from None
-    return text
-
-
 def _string(record: dict[str, Any], name: str, place: str, *, empty: bool = False) -> str:
-    value = _checked(record.get(name), name, place)
+    value = checked_text(record.get(name), name, place)
     if not empty and not value.strip():
         raise DataError(f"{place}: {name}: empty. {DROP}")
     return value
 
 
-def _messages(value: Any, name: str, place: str) -> list[dict[str, Any]]:
-    """Checked messages, their content as text, without weights."""
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: {name}: {_name(value) if value else 'empty'}; expected a list of messages.")
-    return [_message(message, f"{name}[{i}]", place) for i, message in enumerate(value)]
-
-
-def _message(message: Any, name: str, place: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise DataError(f"{place}: {name}: {_name(message)}; expected an object with role and content.")
-    role = message.get("role")
-    if role not in ROLES:
-        raise DataError(f"{place}: {name}.role: `{role}`; expected one of {', '.join(ROLES)}.")
-    content, calls = message.get("content"), message.get("tool_calls")
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{name}.content[{i}]", place) for i, part in enumerate(content))
-    if content is None and calls:
-        content = ""
-    content = _checked(content, f"{name}.content", place)
-    if role == ASSISTANT and not content.strip() and not calls:
-        raise DataError(f"{place}: {name}.content: empty; the assistant must say something. {DROP}")
-    kept = {k: v for k, v in message.items() if v is not None and k not in ("weight", "loss_weight", "tool_calls")}
-    kept["content"] = content
-    if calls:
-        kept["tool_calls"] = _calls(calls, f"{name}.tool_calls", place)
-    return kept
-
-
-def _part(part: Any, name: str, place: str) -> str:
-    text = part.get("text", part.get("value")) if isinstance(part, dict) and part.get("type") == "text" else None
-    if not isinstance(text, str):
-        raise DataError(f"{place}: {name}: not a text part; only text can be trained on.")
-    return text
-
-
-def _calls(calls: Any, name: str, place: str) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as objects, which is what chat templates expect."""
-    if not isinstance(calls, list):
-        raise DataError(f"{place}: {name}: {_name(calls)}; expected a list of calls.")
-    checked = []
-    for i, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"{place}: {name}[{i}]: no function name; expected {{name, arguments}}.")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except ValueError:
-                raise DataError(f"{place}: {name}[{i}].arguments: not valid JSON. {DROP}") from None
-        if not isinstance(arguments, dict):
-            raise DataError(f"{place}: {name}[{i}].arguments: {_name(arguments)}; expected an object.")
-        checked.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
-    return checked
-
-
-def _tools(record: dict[str, Any], place: str) -> list[Any] | None:
-    """Tool definitions, which some files hold as JSON in a string; none for an empty list."""
-    tools = record.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError:
-            raise DataError(f"{place}: tools: not valid JSON. {DROP}") from None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise DataError(f"{place}: tools: {_name(tools)}; expected a list of objects.")
-    return tools or None
-
-
-def _weights(value: list[Any], messages: list[dict[str, Any]], name: str, place: str) -> list[bool]:
-    """Which messages are trained: the assistant's, unless their weight is 0."""
-    trained = []
-    for i, (given, message) in enumerate(zip(value, messages, strict=True)):
-        weight = given.get("weight", given.get("loss_weight", 1))
-        if isinstance(weight, bool) or weight not in (0, 1):
-            raise DataError(f"{place}: {name}[{i}].weight: `{weight}`; expected 0 or 1.")
-        explicit = "weight" in given or "loss_weight" in given
-        if explicit and weight == 1 and message["role"] != ASSISTANT:
-            raise DataError(f"{place}: {name}[{i}].weight: 1 on a {message['role']} turn; only the assistant's train.")
-        trained.append(weight == 1 and message["role"] == ASSISTANT)
-    return trained
-
-
 def _chat(record: dict[str, Any], place: str) -> Row:
-    messages = _messages(record["messages"], "messages", place)
-    trained = _weights(record["messages"], messages, "messages", place)
-    return _with_answer(conversation(place, messages, trained, _tools(record, place)), "messages")
+    messages = checked_messages(record["messages"], "messages", place)
+    trained = trained_turns(record["messages"], messages, "messages", place)
+    return _with_answer(conversation(place, messages, trained, checked_tools(record, place)), "messages")
 
 
 def _with_answer(row: Row, name: str) -> Row:
@@ -276,40 +187,41 @@ def _with_answer(row: Row, name: str) -> Row:
 def _sharegpt(record: dict[str, Any], place: str) -> Row:
     turns = record["conversations"]
     if not isinstance(turns, list) or not turns:
-        found = _name(turns) if turns else "empty"
+        found = "empty" if turns == [] else named_kind(turns)
         raise DataError(f"{place}: conversations: {found}; expected a list of turns.")
-    messages = []
-    if isinstance(record.get("system"), str) and record["system"].strip():
-        messages.append({"role": "system", "content": _checked(record["system"], "system", place)})
-    for i, turn in enumerate(turns):
-        name = f"conversations[{i}]"
-        if not isinstance(turn, dict):
-            raise DataError(f"{place}: {name}: {_name(turn)}; expected an object with from and value.")
-        speaker = turn.get("from", turn.get("role"))
-        if speaker not in SHAREGPT_ROLES:
-            raise DataError(f"{place}: {name}.from: `{speaker}`; expected one of {', '.join(SHAREGPT_ROLES)}.")
-        value = _checked(turn.get("value", turn.get("content")), f"{name}.value", place)
-        message: dict[str, Any] = {"role": SHAREGPT_ROLES[speaker], "content": value}
-        if speaker == "function_call":
-            message = {"role": ASSISTANT, "content": None, "tool_calls": _call_text(value, f"{name}.value", place)}
-        messages.append(_message(message, name, place))
-    return _with_answer(conversation(place, messages, tools=_tools(record, place)), "conversations")
+    system = "" if record.get("system") is None else checked_text(record["system"], "system", place)
+    messages = [_turn(turn, f"conversations[{i}]", place) for i, turn in enumerate(turns)]
+    trained = trained_turns(turns, messages, "conversations", place)
+    if system.strip():
+        messages, trained = [{"role": "system", "content": system}, *messages], [False, *trained]
+    return _with_answer(conversation(place, messages, trained, checked_tools(record, place)), "conversations")
 
 
-def _call_text(value: str, name: str, place: str) -> list[Any]:
-    try:
-        calls = json.loads(value)
-    except ValueError:
-        raise DataError(f"{place}: {name}: not a call as JSON. {DROP}") from None
-    return calls if isinstance(calls, list) else [calls]
+def _turn(turn: Any, name: str, place: str) -> dict[str, Any]:
+    """A turn of sharegpt as a message."""
+    if not isinstance(turn, dict):
+        raise DataError(f"{place}: {name}: {named_kind(turn)}; expected an object with from and value.")
+    speaker = turn.get("from", turn.get("role"))
+    role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        raise DataError(f"{place}: {name}.from: `{shown(speaker)}`; expected one of {', '.join(SHAREGPT_ROLES)}.")
+    value = said(turn.get("value", turn.get("content")), role, f"{name}.value", place)
+    if speaker != "function_call":
+        return {"role": role, "content": value}
+    found = json_field(value, f"{name}.value", place)
+    calls = checked_calls(found if isinstance(found, list) else [found], f"{name}.value", place)
+    if not calls:
+        raise DataError(f"{place}: {name}.value: no call; expected {{name, arguments}}. {DROP}")
+    return {"role": ASSISTANT, "content": "", "tool_calls": calls}
 
 
 def _prompt_completion(record: dict[str, Any], place: str) -> Row:
     if isinstance(record["prompt"], list) or isinstance(record["completion"], list):
-        asked = _messages(record["prompt"], "prompt", place)
-        answered = _messages(record["completion"], "completion", place)
-        trained = [False] * len(asked) + _weights(record["completion"], answered, "completion", place)
-        return _with_answer(conversation(place, asked + answered, trained, _tools(record, place)), "completion")
+        asked = checked_messages(record["prompt"], "prompt", place)
+        answered = checked_messages(record["completion"], "completion", place)
+        trained = trained_turns(record["prompt"], asked, "prompt", place)
+        trained += trained_turns(record["completion"], answered, "completion", place)
+        return _with_answer(conversation(place, asked + answered, trained, checked_tools(record, place)), "completion")
     prompt, completion = _string(record, "prompt", place), _string(record, "completion", place)
     return Row(place, prompt=prompt, completion=completion)
 
@@ -342,7 +254,7 @@ def _marked(record: dict[str, Any], place: str) -> Row:
     pieces = _MARKER.split(text)[1:]
     turns = zip(pieces[::2], pieces[1::2], strict=True)
     messages = [{"role": MARKER_ROLES[name.lower()], "content": said.strip()} for name, said in turns]
-    return _with_answer(conversation(place, _messages(messages, "text", place)), "text")
+    return _with_answer(conversation(place, checked_messages(messages, "text", place)), "text")
 
 
 def _plain(record: dict[str, Any], place: str) -> Row:
