@@ -40,8 +40,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     say(f"machine: {machine.line}")
     read = read_train_and_eval(requested.data, requested.seed)
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
-    positions = models.max_positions(requested.model)
-    recipe, reasons = settings.resolve(requested, machine, positions, folder.earlier(output, requested))
+    facts = models.base_facts(requested.model)
+    recipe, reasons = settings.resolve(requested, machine, facts, folder.earlier(output, requested))
     rows = prepare(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):

@@ -17,6 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 BASE = "quickstart/base"
+NO_EVAL = ["data.eval=null", "trainer.eval_strategy=no"]
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real rows of ../shared are not here")
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BASE, ROOT, launch, sft, write_rows
+from conftest import BASE, NO_EVAL, ROOT, launch, sft, write_rows
 
 from lorasmith.adapters import adapter_config, coverage_lines, loraplus_optimizer
 from lorasmith.errors import ModelError
 from lorasmith.models import load_base_model
 from lorasmith.recipe import Adapter, Model
 
-FEW = ["trainer.max_steps=3", "trainer.logging_steps=1", "data.eval=null", "model.dtype=float32"]
+FEW = ["trainer.max_steps=3", "trainer.logging_steps=1", *NO_EVAL, "model.dtype=float32"]
 
 # Runs by the plain libraries alone: nothing of this project is imported.
 PLAIN = """

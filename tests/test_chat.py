@@ -77,5 +77,5 @@ def test_an_adapter_whose_template_changed_is_refused(trained, tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {folder}: its tokenizer or chat template renders otherwise than in training (golden conversation 1, "
-        "token 9). Restore the files that training wrote, or train anew.\n"
+        "token 10). Restore the files that training wrote, or train anew.\n"
     )

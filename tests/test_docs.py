@@ -38,7 +38,7 @@ def test_every_file_and_target_that_the_documents_name_exists():
     makefile = (ROOT / "Makefile").read_text()
     for path in ("README.md", "adapters/README.md", "quickstart/base/README.md"):
         text = (ROOT / path).read_text()
-        for target in re.findall(r"make ([a-z-]+)", text):
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
             assert f"\n{target}:" in makefile, (path, target)
         for name in re.findall(r"(?:scripts|recipes|docs|tests|quickstart)/[\w./-]+\w", text):
             assert (ROOT / name).exists(), (path, name)

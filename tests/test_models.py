@@ -5,13 +5,13 @@ import torch
 from conftest import BASE, SHARED, needs_shared
 
 from lorasmith.errors import ModelError, UnreachableError
-from lorasmith.hardware import Hardware, choose_dtype
+from lorasmith.hardware import Hardware, choose_attention, choose_dtype
 from lorasmith.models import (
+    base_facts,
     check_packing,
     grow_embeddings,
     load_base_model,
     load_tokenizer,
-    max_positions,
     quantization_config,
     weight_fingerprint,
 )
@@ -24,13 +24,17 @@ def loaded(quantization: str = "none", **changes):
     return load_base_model(Model(name=BASE, quantization=quantization, **changes), "float32", "sdpa", "cpu")
 
 
-@pytest.mark.parametrize(("quantization", "error"), [("nf4", 0.25), ("fp4", 0.35), ("int8", 0.03)])
-def test_a_quantized_base_is_close_to_the_full_one(quantization, error):
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        full, quantized = loaded()(ids).logits, loaded(quantization)(ids).logits
-    relative = ((quantized - full).norm() / full.norm()).item()
-    assert 0 < relative < error
+@pytest.mark.parametrize(
+    ("quantization", "low", "high"), [("nf4", 0.05, 0.12), ("fp4", 0.08, 0.20), ("int8", 0.001, 0.02)]
+)
+def test_quantized_weights_are_as_close_as_their_bits_allow(quantization, low, high):
+    """Relative error of each layer's weights, de-quantized by transformers; normal weights lose about 9 % to nf4."""
+    full, quantized = loaded().state_dict(), loaded(quantization).dequantize().state_dict()
+    layers = [name for name in full if name.endswith("_proj.weight")]
+    assert len(layers) == 35
+    for name in layers:
+        error = (quantized[name].float() - full[name]).norm() / full[name].norm()
+        assert low < error < high, name
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -128,8 +132,10 @@ def test_pickled_weights_are_refused(tmp_path, small_model):
         load_base_model(Model(name=str(folder)), "float32", "sdpa", "cpu")
 
 
-def test_positions_come_from_the_config_alone():
-    assert max_positions(Model(name=BASE)) == 512
+def test_positions_and_attention_come_from_the_config_alone(small_model):
+    assert base_facts(Model(name=BASE)) == (512, True)
+    assert base_facts(Model(name=str(small_model("gemma2")))) == (512, False)
+    assert choose_attention("auto", runs_on_sdpa=False)[0] == "eager"
 
 
 def test_a_cpu_refuses_float16_and_says_what_to_use():
@@ -158,7 +164,10 @@ def test_a_base_without_template_tokens_gets_them_as_new_rows():
 )
 def test_packed_rows_do_not_see_each_other_or_are_refused(kind, attention, small_model):
     """The judge is independent: each row alone must give the logits that it gives in the pack."""
-    model = load_base_model(Model(name=str(small_model(kind))), "float32", attention, "cpu").eval()
+    section = Model(name=str(small_model(kind)))
+    if attention == "sdpa" and not base_facts(section)[1]:
+        pytest.skip("transformers has no sdpa for this architecture")
+    model = load_base_model(section, "float32", attention, "cpu").eval()
     ids = torch.arange(2, 18)
     positions = torch.cat([torch.arange(8), torch.arange(8)])[None]
     with torch.no_grad():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BASE, ROOT, SHARED, launch, losses, metrics, needs_shared, sft, write_rows
+from conftest import BASE, NO_EVAL, ROOT, SHARED, launch, losses, metrics, needs_shared, sft, write_rows
 
 FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "audit.html", "audit.json", "chat_template.jinja",
@@ -39,7 +39,8 @@ def test_run_json_holds_the_provenance(trained):
     assert run["metrics"]["after"]["eval_loss"] < run["metrics"]["before"]["eval_loss"]
     assert run["memory"]["measured_gib"] > 0.1
     assert run["speed"]["tokens_per_second"] > 0
-    assert 67 * 96 < run["speed"]["tokens"] < 69 * 96  # 96 rows of 67 to 69 tokens, padding left out
+    lengths = run["data"]["train_account"]["length_quantiles"]
+    assert 96 * lengths["min"] < run["speed"]["tokens"] < 96 * lengths["max"]  # 96 rows, padding left out
 
 
 def test_the_pictures_are_pictures(trained):
@@ -128,9 +129,9 @@ def test_accelerate_launches_it(tmp_path):
     [
         (["trainer.max_length=4096"], "trainer.max_length is `4096`; the model has 512 positions. Lower it."),
         (["trainer.max_length=20"], "quickstart/data/train.jsonl:1: 480 of 480 rows are over trainer.max_length (20 tokens; "
-         "the longest has 69). Raise trainer.max_length, or set data.on_too_long: drop or truncate."),
+         "the longest has 63). Raise trainer.max_length, or set data.on_too_long: drop or truncate."),
         (["data.train=quickstart/data/heldout.jsonl"], "quickstart/data/heldout.jsonl:1: the same row is trained on "
-         "(quickstart/data/heldout.jsonl:1). Remove it from one of the files."),
+         "(quickstart/data/heldout.jsonl:1) (100 such rows). Remove it from one of the files."),
         (["model.name=./nowhere"], "model.name is `./nowhere`; no such folder. Give a local folder or a hub id."),
         (["adapter.target_modules=[q_proj,v_prj]"], "adapter.target_modules: `v_prj` matches no module. Did you mean `v_proj`?"),
         (["adapter.from=/nowhere"], "/nowhere: no adapter here (adapter_config.json is missing)."),
@@ -152,7 +153,7 @@ def test_what_cannot_work_ends_in_one_line_and_exit_code_2(overrides, refusal, t
 def test_a_diverged_run_ends_with_exit_code_4_and_saves_no_adapter(tmp_path):
     folder = tmp_path / "run"
     done = launch("scripts/sft.py", *QUICK, f"output_dir={folder}", "trainer.learning_rate=1", "adapter.alpha=1e30",
-                  "data.eval=null")  # fmt: skip
+                  *NO_EVAL)  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert re.fullmatch(r"error: (loss|grad_norm) is \S+ at step \d; nothing was saved\. .*\n", done.stderr)
     assert not (folder / "adapter_model.safetensors").exists()
@@ -176,7 +177,7 @@ def test_tensorboard_is_written_when_asked(tmp_path, monkeypatch):
 
 
 def test_packing_trains(tmp_path):
-    folder = sft(*QUICK, f"output_dir={tmp_path / 'run'}", "trainer.packing=true", "data.eval=null", "run.effective_batch=4",
+    folder = sft(*QUICK, f"output_dir={tmp_path / 'run'}", "trainer.packing=true", *NO_EVAL, "run.effective_batch=4",
                  "run.micro_batch=2")  # fmt: skip
     assert losses(folder)[-1] < losses(folder)[0]
 
@@ -215,7 +216,7 @@ def test_our_losses_are_trls_own_over_twenty_steps(shape, tmp_path):
     ours = losses(
         sft(
             "recipes/quickstart.yaml", "model.quantization=none", "model.dtype=float32", "run.micro_batch=8",
-            "trainer.max_steps=20", "trainer.logging_steps=1", f"data.train={path}", "data.eval=null",
+            "trainer.max_steps=20", "trainer.logging_steps=1", f"data.train={path}", *NO_EVAL,
             f"output_dir={tmp_path / 'ours'}",
         )
     )  # fmt: skip
@@ -234,7 +235,7 @@ def test_real_rows_train_unedited_on_a_real_base(name, overrides, tmp_path):
     """30 steps on stories260K, which has no chat template, and the loss falls."""
     folder = sft(
         "recipes/quickstart.yaml", f"model.name={SHARED}/models/stories260K-hf", "model.quantization=none",
-        "model.chat_template=chatml", f"data.train={SHARED}/data/{name}.jsonl", "data.eval=null", *overrides,
+        "model.chat_template=chatml", f"data.train={SHARED}/data/{name}.jsonl", *NO_EVAL, *overrides,
         "trainer.max_steps=30", "trainer.logging_steps=1", f"output_dir={tmp_path / 'run'}",
     )  # fmt: skip
     found = losses(folder)

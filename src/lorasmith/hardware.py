@@ -64,10 +64,12 @@ def choose_dtype(wanted: str, hardware: Hardware) -> tuple[str, str]:
     return chosen, f"a bfloat16 matmul takes {half / full:.2f} of the time of a float32 one here"
 
 
-def choose_attention(wanted: str) -> tuple[str, str]:
+def choose_attention(wanted: str, runs_on_sdpa: bool) -> tuple[str, str]:
     """The attention kernel by transformers' name, with the reason."""
     if wanted != "auto":
         return wanted, "as the recipe says"
+    if not runs_on_sdpa:
+        return "eager", "this architecture has no other in transformers"
     return "sdpa", "built into torch, on every device"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -185,10 +186,11 @@ def check_packing(model: PreTrainedModel) -> None:
         )
 
 
-def max_positions(section: Model) -> int | None:
-    """Longest row, in tokens, that the model has positions for, from its config alone."""
+def base_facts(section: Model) -> tuple[int | None, bool]:
+    """From the model's config alone: the longest row it has positions for, if it says, and whether it runs on sdpa."""
     config = _load(AutoConfig, section.name, section)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None), getattr(kind, "_supports_sdpa", True)
 
 
 def base_identity(section: Model) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def enter_run(folder: Path) -> None:
     warnings.simplefilter("default")
     for name in ("py.warnings", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"):
         logger = logging.getLogger(name)
+        for old in logger.handlers:
+            old.close()
         logger.handlers = [handler]
         logger.propagate = False
 

@@ -19,12 +19,12 @@ def world_size() -> int:
 
 
 def resolve(
-    recipe: Recipe, machine: Hardware, positions: int | None, earlier: dict[str, Any]
+    recipe: Recipe, machine: Hardware, base_facts: tuple[int | None, bool], earlier: dict[str, Any]
 ) -> tuple[Recipe, dict[str, str]]:
     """The recipe with every `auto` replaced by what was chosen, and the reason of each choice.
 
     Args:
-        positions: Longest row the base model has positions for, if its config says.
+        base_facts: Longest row the base model has positions for, if its config says, and whether it runs on sdpa.
         earlier: run.json of this very recipe in its output folder, whose measured choice is kept; or empty.
 
     Raises:
@@ -34,10 +34,10 @@ def resolve(
         dtype, why = earlier["recipe"]["model"]["dtype"], "as this run chose before"
     else:
         dtype, why = hardware.choose_dtype(recipe.model.dtype, machine)
-    attention, why_attention = hardware.choose_attention(recipe.model.attention)
+    attention, why_attention = hardware.choose_attention(recipe.model.attention, base_facts[1])
     reasons = {"dtype": why, "attention": why_attention}
     trainer = dict(recipe.trainer)
-    trainer["max_length"], reasons["max_length"] = _max_length(trainer, positions)
+    trainer["max_length"], reasons["max_length"] = _max_length(trainer, base_facts[0])
     if machine.device == "cpu" and not {"gradient_checkpointing", "activation_checkpointing"} & set(trainer):
         trainer["gradient_checkpointing"] = False
         reasons["gradient_checkpointing"] = "it saves memory, which a CPU rarely lacks, for a third of the speed"
