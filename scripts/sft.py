@@ -71,13 +71,20 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         say(f"new tokens: {' '.join(tokenizer.convert_ids_to_tokens(new_token_ids))}; only their rows are trained")
 
     with adapters.initial_adapter(recipe.adapter, model) as initial:
-        before = trainer.evaluate() if rows.eval else None
         trainer.train()
         after = trainer.evaluate() if rows.eval else None
         if is_first_process():
             adapters.save_adapter(model, output, base, initial)
             tokenizer.save_pretrained(output)
-    report.finish(output, run, watch, model, {"before": before, "after": after}, machine, trainer.state.global_step)
+    report.finish(
+        output,
+        run,
+        watch,
+        model,
+        {"before": watch.first_evaluation, "after": after},
+        machine,
+        trainer.state.global_step,
+    )
 
 
 def make_trainer(

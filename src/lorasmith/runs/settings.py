@@ -79,6 +79,10 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "prediction_loss_only": True,
     }
+    if recipe.data.eval is not None or recipe.data.eval_fraction:
+        # Not trainer.evaluate() before trainer.train(): that marks the model as prepared without wrapping it, and DDP
+        # then never averages gradients (seen with transformers 5.23 and accelerate 1.15; tests/test_accelerate.py).
+        arguments["eval_on_start"] = True
     if recipe.run.early_stopping:
         arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     if trainer.get("load_best_model_at_end", recipe.run.early_stopping):

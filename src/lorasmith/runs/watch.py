@@ -35,6 +35,11 @@ class Watch(TrainerCallback):
         """Non-padding tokens trained per second so far, evaluation and saving left out."""
         return self.tokens / self.seconds if self.seconds and self.tokens else None
 
+    @property
+    def first_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation of the untrained adapter, which is the base's."""
+        return next((record for record in self.history if record["step"] == 0 and "eval_loss" in record), None)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -83,7 +88,8 @@ class Watch(TrainerCallback):
         if "loss" in logs:
             self._show(state, float(logs["loss"]))
         elif "eval_loss" in logs and not self._bar:
-            say(f"step {state.global_step}/{state.max_steps}  evaluation loss {logs['eval_loss']:.4f}")
+            when = f"step {state.global_step}/{state.max_steps}" if state.global_step else "before training"
+            say(f"{when}  evaluation loss {logs['eval_loss']:.4f}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._pause()
