@@ -36,12 +36,23 @@ def test_the_error_in_the_readme_is_the_real_one():
 
 def test_every_file_and_target_that_the_documents_name_exists():
     makefile = (ROOT / "Makefile").read_text()
-    for path in ("README.md", "adapters/README.md", "quickstart/base/README.md"):
+    for path in ("README.md", "docs/rows.md", "adapters/README.md", "quickstart/base/README.md"):
         text = (ROOT / path).read_text()
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
             assert f"\n{target}:" in makefile, (path, target)
         for name in re.findall(r"(?:scripts|recipes|docs|tests|quickstart)/[\w./-]+\w", text):
             assert (ROOT / name).exists(), (path, name)
+
+
+def test_every_row_in_the_documents_is_read_as_the_format_that_it_stands_under(tmp_path):
+    from lorasmith.data.formats import COLUMNS, read_rows
+
+    text = (ROOT / "docs/rows.md").read_text()
+    examples = re.findall(r"^`([a-z+-]+)`[^`]*?(?:`[^`]+`[^`]*?)*```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert {name for name, _ in examples} == set(COLUMNS)
+    for name, rows in examples:
+        (tmp_path / "r.jsonl").write_text(rows)
+        assert read_rows(str(tmp_path / "r.jsonl")).kind == name
 
 
 def test_the_first_screen_shows_how_to_start():

@@ -129,7 +129,7 @@ def test_accelerate_launches_it(tmp_path):
     [
         (["trainer.max_length=4096"], "trainer.max_length is `4096`; the model has 512 positions. Lower it."),
         (["trainer.max_length=20"], "quickstart/data/train.jsonl:1: 480 of 480 rows are over trainer.max_length (20 tokens; "
-         "the longest has 63). Raise trainer.max_length, or set data.on_too_long: drop or truncate."),
+         "the longest has 63). Set trainer.max_length: 64, which holds 99 %, or data.on_too_long: drop or truncate."),
         (["data.train=quickstart/data/heldout.jsonl"], "quickstart/data/heldout.jsonl:1: the same row is trained on "
          "(quickstart/data/heldout.jsonl:1) (100 such rows). Remove it from one of the files."),
         (["model.name=./nowhere"], "model.name is `./nowhere`; no such folder. Give a local folder or a hub id."),
@@ -229,17 +229,27 @@ def test_our_losses_are_trls_own_over_twenty_steps(shape, tmp_path):
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("math_gsm8k_train", ["data.on_too_long=drop"]), ("sft_alpaca_en", ["data.on_too_long=truncate"])],
+    [
+        ("math_gsm8k_train", ["data.on_too_long=drop"]),
+        ("sft_alpaca_en", ["data.on_too_long=truncate"]),
+        ("tools_glaive_sharegpt", ["data.on_too_long=truncate"]),
+        ("chat_v1_sft_demo", ["data.on_too_long=drop"]),
+        ("text_c4_demo", ["data.on_too_long=truncate"]),
+    ],
 )
 def test_real_rows_train_unedited_on_a_real_base(name, overrides, tmp_path):
-    """30 steps on stories260K, which has no chat template, and the loss falls."""
+    """30 steps on stories260K, which has no chat template, and the loss falls; only the command line differs."""
     folder = sft(
         "recipes/quickstart.yaml", f"model.name={SHARED}/models/stories260K-hf", "model.quantization=none",
-        "model.chat_template=chatml", f"data.train={SHARED}/data/{name}.jsonl", *NO_EVAL, *overrides,
-        "trainer.max_steps=30", "trainer.logging_steps=1", f"output_dir={tmp_path / 'run'}",
+        "model.dtype=float32", "model.chat_template=chatml", f"data.train={SHARED}/data/{name}.jsonl", *NO_EVAL, *overrides,
+        "run.effective_batch=8", "run.micro_batch=4", "trainer.max_steps=30", "trainer.logging_steps=1",
+        f"output_dir={tmp_path / 'run'}",
     )  # fmt: skip
     found = losses(folder)
-    assert sum(found[-5:]) / 5 < sum(found[:5]) / 5 - 0.2
+    assert len(found) == 30
+    assert sum(found[-8:]) / 8 < sum(found[:8]) / 8 - 0.1
+    account = json.loads((folder / "audit.json").read_text())["train"]
+    assert account["read"] + account["unrolled"] == account["trained"] + sum(account["dropped"].values())
 
 
 @pytest.mark.slow

@@ -61,10 +61,12 @@ def fit_lengths(
     kept: list[TokenRow] = []
     too_long = [row for row in rows if max_length is not None and len(row.input_ids) > max_length]
     if on_too_long == "error" and len(too_long) > TOO_LONG_LIMIT * len(rows):
-        longest = max(len(row.input_ids) for row in rows)
+        lengths = sorted(len(row.input_ids) for row in rows)
+        enough = -(-lengths[int(0.99 * (len(lengths) - 1))] // 8) * 8
         raise DataError(
             f"{too_long[0].place}: {len(too_long)} of {len(rows)} rows are over trainer.max_length ({max_length} "
-            f"tokens; the longest has {longest}). Raise trainer.max_length, or set data.on_too_long: drop or truncate."
+            f"tokens; the longest has {lengths[-1]}). Set trainer.max_length: {enough}, which holds 99 %, or "
+            "data.on_too_long: drop or truncate."
         )
     for row in rows:
         reason = ""
@@ -119,9 +121,20 @@ def account_lines(account: Account) -> list[str]:
     ]
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, row: TokenRow, opening: str = "[", closing: str = "]") -> str:
-    """A row's text with the trained tokens between marks."""
-    return "".join(f"{opening}{text}{closing}" if trained else text for text, trained in _pieces(tokenizer, row))
+def marked(
+    tokenizer: PreTrainedTokenizerBase,
+    row: TokenRow,
+    opening: str = "[",
+    closing: str = "]",
+    longest: int | None = None,
+) -> str:
+    """A row's text with the trained tokens between marks, the middle of pieces over `longest` characters left out."""
+    shown = []
+    for text, trained in _pieces(tokenizer, row):
+        if longest is not None and len(text) > longest:
+            text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+        shown.append(f"{opening}{text}{closing}" if trained else text)
+    return "".join(shown)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> Iterator[tuple[str, bool]]:

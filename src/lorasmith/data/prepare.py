@@ -1,5 +1,6 @@
 """From the recipe's `data:` to audited token rows."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import say
-from lorasmith.data.audit import Account, account_lines, fingerprint, fit_lengths, marked
+from lorasmith.data.audit import SHOWN_ROWS, Account, account_lines, fingerprint, fit_lengths, marked
 from lorasmith.data.cache import tokenize_cached
 from lorasmith.data.formats import read_rows
 from lorasmith.data.mask import check_masks
 from lorasmith.data.render import TokenRow
 from lorasmith.data.rows import Read, Row, check_no_overlap, split_rows, weigh
 from lorasmith.recipe import Data
+
+SHOWN_CHARACTERS = 600  # of each piece of a row on the screen; audit.html has all
 
 
 @dataclass(slots=True)
@@ -111,9 +114,19 @@ def prepare(
     prepared.fingerprint = fingerprint(prepared.train + prepared.eval)
     if prepared.mask_check:
         say(prepared.mask_check)
-    say("one row, trained tokens in brackets:")
-    say("    " + marked(tokenizer, prepared.train[0]).rstrip("\n").replace("\n", "\n    "))
+    _show(tokenizer, prepared.train[:SHOWN_ROWS])
     return prepared
+
+
+def _show(tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow]) -> None:
+    """Rows as the model sees them, the trained tokens green on a terminal and in brackets elsewhere."""
+    coloured = sys.stdout.isatty()
+    say(f"{len(rows)} rows as the model sees them, trained tokens {'in green' if coloured else 'in brackets'}:")
+    marks = ("\033[32m", "\033[0m") if coloured else ("[", "]")
+    for row in rows:
+        say(f"  {row.place}")
+        text = marked(tokenizer, row, *marks, longest=SHOWN_CHARACTERS)
+        say("    " + text.rstrip("\n").replace("\n", "\n    "))
 
 
 def source_names(section: Data) -> str:
