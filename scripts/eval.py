@@ -25,11 +25,12 @@ def main() -> None:
     from lorasmith.data.formats import read_rows
     from lorasmith.data.prepare import source_name
     from lorasmith.data.render import answer_prompt, tokenize
-    from lorasmith.runs.folder import now
+    from lorasmith.runs.folder import now, read_json
     from lorasmith.runs.opening import open_model
     from lorasmith.runs.report import add_evaluation
 
-    read = read_rows(arguments.data, arguments.subset, arguments.split)
+    columns = read_json(Path(arguments.adapter) / "run.json").get("recipe", {}).get("data", {}).get("columns")
+    read = read_rows(arguments.data, arguments.subset, arguments.split, columns=columns)
     rows = read.rows[: arguments.limit]
     say(f"rows: {len(rows)} of {arguments.data}, recognised as {read.kind}")
     opened = open_model(arguments.adapter, arguments.base, arguments.quantization)

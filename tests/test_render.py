@@ -245,3 +245,14 @@ def test_a_histogram_counts_every_row_once():
     assert bins[-1]["from"] <= 100 <= bins[-1]["to"]
     assert len(bins) <= 24
     assert histogram([7, 7]) == [{"from": 7, "to": 7, "rows": 2}]
+
+
+def test_conversations_and_plain_texts_in_one_run_are_tokenized_each_its_way(tokenizer):
+    rows = [conversation("r:1", CHAT), Row("r:2", text="Hello lamp."), conversation("r:3", CHAT[1:3])]
+    together = tokenize(tokenizer, rows, "assistant")
+    assert together == [tokenize(tokenizer, [row], "assistant")[0] for row in rows]
+    kept, account = fit_lengths(together, 4, "truncate", {"r:2"})
+    assert [row.place for row in kept] == ["r:1", "r:2"]  # the last answer of r:1 fits, the one of r:3 does not
+    assert kept[0].input_ids == together[0].input_ids[-5:-1]
+    assert kept[1].input_ids == together[1].input_ids[:4]
+    assert account.dropped == {"answer too long": 1}

@@ -3,7 +3,7 @@
 import hashlib
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Account:
 
 
 def fit_lengths(
-    rows: list[TokenRow], max_length: int | None, on_too_long: str, *, plain_text: bool = False
+    rows: list[TokenRow], max_length: int | None, on_too_long: str, plain: Collection[str] = ()
 ) -> tuple[list[TokenRow], Account]:
     """Apply `max_length`, keeping answers and their stop tokens whole.
 
@@ -53,6 +53,7 @@ def fit_lengths(
         max_length: Tokens a row may have, or None for no limit.
         on_too_long: "error" drops up to 1 % of the rows and refuses above; "drop"; "truncate" cuts the prompt's
             start, or the end of plain text.
+        plain: Places of the rows that are plain text.
 
     Raises:
         DataError: If too many rows are too long, or none is left.
@@ -71,7 +72,7 @@ def fit_lengths(
     for row in rows:
         reason = ""
         if max_length is not None and len(row.input_ids) > max_length:
-            shorter = _truncate(row, max_length, plain_text) if on_too_long == "truncate" else None
+            shorter = _truncate(row, max_length, row.place in plain) if on_too_long == "truncate" else None
             reason = "" if shorter else "answer too long" if on_too_long == "truncate" else "too long"
             if shorter:
                 row = shorter

@@ -114,7 +114,7 @@ def read_prompts(source: str) -> list[Row]:
 
 def _renamed(value: Any, columns: dict[str, str]) -> Any:
     """A record under our column names; a mapped column that is missing stays missing."""
-    if not columns or not isinstance(value, dict):
+    if not columns or not isinstance(value, dict) or not any(name in value for name in columns.values()):
         return value
     taken = set(columns.values())
     kept = {name: cell for name, cell in value.items() if name not in taken and name not in columns}

@@ -100,7 +100,7 @@ def prepare(
         if section.train_on == "assistant" and name == "train":
             usable = {row.place for row in ids}
             prepared.mask_check = check_masks(tokenizer, [row for row in rows if row.place in usable])
-        ids, account = fit_lengths(ids, max_length, section.on_too_long, plain_text=bool(rows[0].text))
+        ids, account = fit_lengths(ids, max_length, section.on_too_long, {row.place for row in rows if row.text})
         account.rows_of(len(rows), refused)
         prepared.rejected += refused
         prepared.accounts[name] = account

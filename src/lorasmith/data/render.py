@@ -3,7 +3,8 @@
 One rendering serves training, evaluation and chat, so that what is trained is what is asked later.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,8 +155,7 @@ def tokenize(
             rejected.append(str(error))
     stop_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     result = []
-    for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
+    for batch in _batches(texts):
         encoded = tokenizer(
             [one.text for one in batch],
             add_special_tokens=batch[0].special,
@@ -178,6 +178,13 @@ def tokenize(
             else:
                 result.append(TokenRow(one.place, ids, labels))
     return result
+
+
+def _batches(texts: list[Rendered]) -> Iterator[list[Rendered]]:
+    """Up to BATCH texts in order, conversations and plain texts apart."""
+    for _, alike in itertools.groupby(texts, key=lambda one: one.special):
+        while batch := list(itertools.islice(alike, BATCH)):
+            yield batch
 
 
 def prompt_ids(
