@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-full check schema reference gpu-check
+.PHONY: quickstart test test-full check schema reference
 
 .venv: .venv/installed
 
@@ -18,10 +18,10 @@ quickstart: .venv/installed
 	$(BIN)/python scripts/eval.py adapters/quickstart --data quickstart/data/heldout.jsonl
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-full: .venv/installed
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -31,6 +31,3 @@ schema: .venv/installed
 
 reference: .venv/installed
 	$(BIN)/python docs/make_reference.py > docs/reference.md
-
-gpu-check: .venv/installed
-	$(BIN)/python -m pytest -m gpu
