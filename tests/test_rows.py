@@ -335,3 +335,16 @@ def test_half_of_a_surrogate_pair_is_refused(tmp_path):
     path.write_text('{"text": "a \\ud83d b"}\n')
     with pytest.raises(DataError, match=r"r.jsonl:1: text: half of a surrogate pair"):
         read_rows(str(path))
+
+
+def test_a_prompt_in_two_sources_stays_on_one_side_and_weights_take_only_training_rows(tmp_path):
+    from lorasmith.data.prepare import read_train_and_eval
+    from lorasmith.recipe import Data
+
+    for name in "ab":
+        write_rows(tmp_path / f"{name}.jsonl", *[{"question": f"q{i}", "answer": f"{name}{i}"} for i in range(40)])
+    sources = [str(tmp_path / "a.jsonl"), {"path": str(tmp_path / "b.jsonl"), "weight": 2}]
+    train, held, _ = read_train_and_eval(Data(train=sources, eval_fraction=0.2), seed=1)
+    assert len(held) == 16
+    assert not {row.prompt_key for row in train} & {row.prompt_key for row in held}
+    assert len(train) == 32 + 2 * 32

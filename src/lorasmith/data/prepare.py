@@ -45,20 +45,22 @@ def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row],
         DataError: At the first broken row, unless the recipe drops them.
     """
     options: dict[str, Any] = {"kind": section.format, "columns": section.columns, "on_bad_row": section.on_bad_row}
-    train: list[Row] = []
-    held_out: list[Row] = []
+    sources: list[tuple[list[Row], float]] = []
     rejected: list[str] = []
     for source, weight in section.sources:
         found = read_rows(source, section.subset, section.split, **options)
         _say_read(found, source)
         rejected += found.rejected
-        rows = found.rows
-        if section.eval_fraction:
-            rows, held = split_rows(rows, section.eval_fraction, seed)
-            held_out += held
-        weighted = weigh(rows, weight, seed)
+        sources.append((found.rows, weight))
+    held_out: list[Row] = []
+    if section.eval_fraction:
+        _, held_out = split_rows([row for rows, _ in sources for row in rows], section.eval_fraction, seed)
+    train: list[Row] = []
+    held = {id(row) for row in held_out}
+    for rows, weight in sources:
+        weighted = weigh([row for row in rows if id(row) not in held], weight, seed)
         if weight != 1:
-            say(f"rows: {len(weighted)} of them for weight {weight:g}")
+            say(f"rows: {len(weighted)} for weight {weight:g}")
         train += weighted
     if section.eval is not None:
         found = read_rows(section.eval, section.subset, section.split, **options)
