@@ -213,8 +213,10 @@ def _fetched(section: Model) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * section.trust_remote_code
+    other_copies = ["original/*", "consolidated*", "onnx/*", "gguf/*"]  # of the same weights, in some repositories
+    options = {"allow_patterns": wanted, "ignore_patterns": other_copies}
     try:
-        return Path(snapshot_download(section.name, revision=section.revision, allow_patterns=wanted))
+        return Path(snapshot_download(section.name, revision=section.revision, **options))
     except Exception as error:  # the hub's errors, told like those of from_pretrained
         raise _loading_problem(section.name, section, False, error) from error
 
