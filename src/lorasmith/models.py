@@ -214,7 +214,7 @@ def _fetched(section: Model) -> Path:
 
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * section.trust_remote_code
     other_copies = ["original/*", "consolidated*", "onnx/*", "gguf/*"]  # of the same weights, in some repositories
-    options = {"allow_patterns": wanted, "ignore_patterns": other_copies}
+    options: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": other_copies}
     try:
         return Path(snapshot_download(section.name, revision=section.revision, **options))
     except Exception as error:  # the hub's errors, told like those of from_pretrained
