@@ -1,5 +1,7 @@
 """Rendering and labels: only the assistant's turns are trained, with their stop token, by position."""
 
+from array import array
+
 import pytest
 from conftest import BASE, SHARED, needs_shared, write_rows
 from transformers import AutoTokenizer
@@ -66,7 +68,7 @@ def test_the_labels_are_those_of_the_templates_own_generation_marks(tokenizer):
     """The quickstart's template carries {% generation %}; transformers derives its mask on another way."""
     [row] = tokenize(tokenizer, [conversation("r:1", CHAT)], "assistant")
     reference = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
-    assert row.input_ids == reference["input_ids"]
+    assert list(row.input_ids) == reference["input_ids"]
     assert [label != IGNORED for label in row.labels] == [bit == 1 for bit in reference["assistant_masks"]]
 
 
@@ -89,7 +91,7 @@ def test_what_is_asked_is_a_prefix_of_what_was_trained(tokenizer):
     for row in (conversation("r:1", CHAT), Row("r:2", prompt="Hello", completion=" lamp")):
         [ids] = tokenize(tokenizer, [row], "assistant")
         asked = answer_prompt(tokenizer, row)
-        assert ids.input_ids[: len(asked)] == asked
+        assert list(ids.input_ids[: len(asked)]) == asked
         assert ids.labels[len(asked) - 1] == IGNORED
         assert ids.labels[len(asked)] != IGNORED
 
@@ -127,7 +129,7 @@ def test_a_template_that_rewrites_earlier_turns_is_unrolled(tokenizer):
     assert "gone" in tokenizer.decode(second.input_ids)
     for ids, upto in ((first, 2), (second, 4)):
         asked = tokenizer.apply_chat_template(CHAT[:upto], add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert ids.input_ids[: len(asked)] == asked
+        assert list(ids.input_ids[: len(asked)]) == asked
 
 
 def test_a_template_that_does_not_continue_what_it_opens_is_refused(tokenizer):
@@ -187,7 +189,7 @@ def test_marks_stand_around_trained_tokens(tokenizer):
 def rows_of(*lengths: tuple[int, int]) -> list[TokenRow]:
     """Rows of (prompt, answer) tokens."""
     return [
-        TokenRow(f"r:{i}", list(range(p + a)), [IGNORED] * p + list(range(p, p + a)))
+        TokenRow(f"r:{i}", array("i", range(p + a)), array("i", [*[IGNORED] * p, *range(p, p + a)]))
         for i, (p, a) in enumerate(lengths)
     ]
 

@@ -77,7 +77,7 @@ def fit_lengths(
             if shorter:
                 row = shorter
                 account.truncated += 1
-        if not reason and all(label == IGNORED for label in row.labels[1:]):
+        if not reason and row.supervised - (row.labels[0] != IGNORED) == 0:
             reason = "nothing to train on"
         if reason:
             account.dropped[reason] = account.dropped.get(reason, 0) + 1
@@ -88,7 +88,7 @@ def fit_lengths(
     account.trained = len(kept)
     lengths = sorted(len(row.input_ids) for row in kept)
     account.tokens = sum(lengths)
-    account.supervised_tokens = sum(label != IGNORED for row in kept for label in row.labels)
+    account.supervised_tokens = sum(row.supervised for row in kept)
     account.length_quantiles = {
         name: lengths[min(len(lengths) - 1, int(share * len(lengths)))]
         for name, share in (("min", 0), ("median", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1))
@@ -142,7 +142,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> Iterator[tuple
     start = 0
     for i in range(1, len(row.labels) + 1):
         if i == len(row.labels) or (row.labels[i] != IGNORED) != (row.labels[start] != IGNORED):
-            yield str(tokenizer.decode(row.input_ids[start:i])), row.labels[start] != IGNORED
+            yield str(tokenizer.decode(row.input_ids[start:i].tolist())), row.labels[start] != IGNORED
             start = i
 
 
@@ -150,7 +150,9 @@ def fingerprint(rows: list[TokenRow]) -> str:
     """SHA-256 over what is trained on: ids and labels of all rows, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+        digest.update(f"{len(row.input_ids)} ".encode())
+        digest.update(row.input_ids.tobytes())
+        digest.update(row.labels.tobytes())
     return digest.hexdigest()
 
 

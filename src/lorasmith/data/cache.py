@@ -5,13 +5,14 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from array import array
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 import lorasmith
-from lorasmith.data.render import IGNORED, TokenRow, tokenize
+from lorasmith.data.render import TokenRow, tokenize
 from lorasmith.data.rows import Row
 
 SMALLEST = 2000  # rows; fewer are tokenized faster than they are looked up
@@ -57,8 +58,8 @@ def _save(path: Path, rows: list[Row], found: list[TokenRow]) -> None:
     """Write beside and rename, so that a reader never meets half a file."""
     index = {row.place: i for i, row in enumerate(rows)}
     arrays = {
-        "ids": np.concatenate([np.array(row.input_ids, dtype=np.int32) for row in found]),
-        "trained": np.concatenate([np.array(row.labels, dtype=np.int32) != IGNORED for row in found]),
+        "ids": np.concatenate([np.frombuffer(row.input_ids, dtype=np.int32) for row in found]),
+        "labels": np.concatenate([np.frombuffer(row.labels, dtype=np.int32) for row in found]),
         "lengths": np.array([len(row.input_ids) for row in found]),
         "rows": np.array([index[row.place] for row in found]),
     }
@@ -73,12 +74,11 @@ def _load(path: Path, rows: list[Row]) -> list[TokenRow] | None:
     try:
         with np.load(path) as arrays:
             ends = np.cumsum(arrays["lengths"])[:-1]
-            ids = [part.tolist() for part in np.split(arrays["ids"], ends)]
-            trained = [part.tolist() for part in np.split(arrays["trained"], ends)]
+            parts = [np.split(arrays[name], ends) for name in ("ids", "labels")]
             places = [rows[i].place for i in arrays["rows"].tolist()]
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         return None
-    labels = [
-        [t if bit else IGNORED for t, bit in zip(i, bits, strict=True)] for i, bits in zip(ids, trained, strict=True)
+    return [
+        TokenRow(place, array("i", ids.tobytes()), array("i", labels.tobytes()))
+        for place, ids, labels in zip(places, *parts, strict=True)
     ]
-    return [TokenRow(*one) for one in zip(places, ids, labels, strict=True)]

@@ -74,7 +74,7 @@ def _by_marks(tokenizer: PreTrainedTokenizerBase, row: Row, marked: str) -> bool
         )
     except Exception as error:
         raise DataError(f"{row.place}: the chat template's marks fail ({' '.join(str(error).split())}).") from None
-    if len(ours) > 1 or list(theirs["input_ids"]) != ours[0].input_ids:
+    if len(ours) > 1 or list(theirs["input_ids"]) != list(ours[0].input_ids):
         return False
     _compare(tokenizer, ours[0], [bit == 1 for bit in theirs["assistant_masks"]])
     return True
@@ -84,8 +84,10 @@ def _compare(tokenizer: PreTrainedTokenizerBase, ours: TokenRow, theirs: list[bo
     """Equal, but that marks may take in white space behind the stop token."""
     for i, (label, marked) in enumerate(zip(ours.labels, theirs, strict=True)):
         trained = label != IGNORED
+        if trained == marked:
+            continue
         text = str(tokenizer.decode([ours.input_ids[i]]))
-        if trained != marked and (trained or text.strip()):
+        if trained or text.strip():
             what = "leaves out" if trained else "takes in"
             raise DataError(
                 f"{ours.place}: the chat template's {{% generation %}} marks and its turns disagree: the mark {what} "

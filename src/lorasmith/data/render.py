@@ -4,16 +4,19 @@ One rendering serves training, evaluation and chat, so that what is trained is w
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.rows import ASSISTANT, Row
 from lorasmith.errors import DataError
 
+Ids: TypeAlias = "array[int]"  # int32
 IGNORED = -100  # the label id that torch's cross entropy and every trainer here skip
 BATCH = 1000  # texts tokenized at a time; the tokenizer's threads share a batch
 
@@ -36,11 +39,21 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row as token ids; `labels` equals `input_ids` where trained and IGNORED elsewhere."""
+    """One row as token ids, int32; `labels` equals `input_ids` where trained and IGNORED elsewhere."""
 
     place: str
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Ids
+    labels: Ids
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens are trained."""
+        return len(self.labels) - self.labels.count(IGNORED)
+
+
+# The first so many messages of a row, the next turn opened or not, to their text.
+Known = dict[tuple[int, bool], str]
+TextOf = Callable[[int, bool], str]
 
 
 class _Rewritten(Exception):
@@ -48,9 +61,9 @@ class _Rewritten(Exception):
 
 
 def apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[Any] | None, *, answering: bool
-) -> str:
-    """Text of a conversation by the tokenizer's chat template; `answering` opens the assistant's turn.
+    tokenizer: PreTrainedTokenizerBase, messages: list[Any], tools: list[Any] | None, *, answering: bool
+) -> Any:
+    """Text of a conversation, or of a list of them, by the chat template; `answering` opens the assistant's turn.
 
     Raises:
         DataError: If the tokenizer has no template, or the template refuses the conversation.
@@ -58,14 +71,12 @@ def apply_template(
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template. Set model.chat_template: chatml, or a .jinja file.")
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=answering)
-        )
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=answering)
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(f"the chat template refuses it ({' '.join(str(error).split())}).") from None
 
 
-def render(tokenizer: PreTrainedTokenizerBase, row: Row, train_on: str) -> list[Rendered]:
+def render(tokenizer: PreTrainedTokenizerBase, row: Row, train_on: str, known: Known | None = None) -> list[Rendered]:
     """Text of a row and its trained parts.
 
     A trained assistant turn is what the template writes after it opened the turn, up to and with the stop token: the
@@ -75,6 +86,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: Row, train_on: str) -> list[
 
     Args:
         train_on: "assistant", or "all" for every token.
+        known: Texts of the row's beginnings that were rendered already (`_render_ahead`).
 
     Raises:
         DataError: If the turns cannot be told apart, or the template leaves a tool call out.
@@ -86,26 +98,32 @@ def render(tokenizer: PreTrainedTokenizerBase, row: Row, train_on: str) -> list[
         start = len(row.prompt) if train_on == ASSISTANT else 0
         return [Rendered(row.place, text, [(start, len(text))], special=True)]
     try:
-        text = apply_template(tokenizer, row.messages, row.tools, answering=False)
+
+        def text_of(end: int, answering: bool) -> str:
+            if known is not None and (end, answering) in known:
+                return known[end, answering]
+            return apply_template(tokenizer, row.messages[:end], row.tools, answering=answering)
+
+        text = text_of(len(row.messages), False)
         _check_calls(row, text)
         if train_on == "all":
             return [Rendered(row.place, text, [(0, len(text))], special=False)]
-        return _assistant_turns(tokenizer, row, text)
+        return _assistant_turns(text_of, row, text)
     except DataError as error:
         raise DataError(f"{row.place}: {error}") from None
 
 
-def _assistant_turns(tokenizer: PreTrainedTokenizerBase, row: Row, text: str) -> list[Rendered]:
+def _assistant_turns(text_of: TextOf, row: Row, text: str) -> list[Rendered]:
     turns = [i for i, trained in enumerate(row.trained) if trained]
     try:
-        return [Rendered(row.place, text, [_span(tokenizer, row, i, text) for i in turns], special=False)]
+        return [Rendered(row.place, text, [_span(text_of, i, text) for i in turns], special=False)]
     except _Rewritten:
         pass
     alone = []
     for i in turns:
-        seen = apply_template(tokenizer, row.messages[: i + 1], row.tools, answering=False)
+        seen = text_of(i + 1, False)
         try:
-            alone.append(Rendered(row.place, seen, [_span(tokenizer, row, i, seen)], special=False))
+            alone.append(Rendered(row.place, seen, [_span(text_of, i, seen)], special=False))
         except _Rewritten:
             raise DataError(
                 f"messages[{i}]: the chat template does not continue the turn that it opens, so its tokens cannot be "
@@ -114,10 +132,9 @@ def _assistant_turns(tokenizer: PreTrainedTokenizerBase, row: Row, text: str) ->
     return alone
 
 
-def _span(tokenizer: PreTrainedTokenizerBase, row: Row, i: int, text: str) -> tuple[int, int]:
+def _span(text_of: TextOf, i: int, text: str) -> tuple[int, int]:
     """Where message `i` stands in `text`, from behind the opened turn to its stop token."""
-    before = apply_template(tokenizer, row.messages[:i], row.tools, answering=True)
-    after = apply_template(tokenizer, row.messages[: i + 1], row.tools, answering=False)
+    before, after = text_of(i, True), text_of(i + 1, False)
     if not (text.startswith(before) and text.startswith(after) and len(after) > len(before)):
         raise _Rewritten
     return len(before), len(before) + len(after[len(before) :].rstrip())
@@ -145,31 +162,32 @@ def tokenize(
     Raises:
         DataError: If a trained part begins in mid-token, or does not end with a stop token.
     """
+    rows = list(rows)
     texts: list[Rendered] = []
-    for row in rows:
-        try:
-            texts += render(tokenizer, row, train_on)
-        except DataError as error:
-            if rejected is None:
-                raise
-            rejected.append(str(error))
+    for start in range(0, len(rows), BATCH):
+        batch_rows = rows[start : start + BATCH]
+        for row, known in zip(batch_rows, _render_ahead(tokenizer, batch_rows, train_on), strict=True):
+            try:
+                texts += render(tokenizer, row, train_on, known)
+            except DataError as error:
+                if rejected is None:
+                    raise
+                rejected.append(str(error))
     stop_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
     result = []
     for batch in _batches(texts):
-        encoded = tokenizer(
-            [one.text for one in batch],
-            add_special_tokens=batch[0].special,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for one, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        encoded = backend.encode_batch([one.text for one in batch], add_special_tokens=batch[0].special)
+        for one, encoding in zip(batch, encoded, strict=True):
+            ids = array("i", encoding.ids)
             try:
-                labels = _labels(ids, offsets, one)
+                labels = _labels(ids, encoding, one)
                 if one.special:
                     ids, labels = _ended(ids, labels, tokenizer.eos_token_id)
                 elif train_on == ASSISTANT:
-                    _check_stops(tokenizer, one, ids, labels, stop_ids)
+                    _check_stops(tokenizer, one, encoding, ids, stop_ids)
                 _check_bos(tokenizer, one, ids)
             except DataError as error:
                 if rejected is None:
@@ -178,6 +196,30 @@ def tokenize(
             else:
                 result.append(TokenRow(one.place, ids, labels))
     return result
+
+
+def _render_ahead(tokenizer: PreTrainedTokenizerBase, rows: list[Row], train_on: str) -> list[Known]:
+    """The texts that `render` will ask for, many in one call; none if that fails, since one alone must tell why."""
+    wanted: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+    for number, row in enumerate(rows):
+        if row.messages and row.tools is None:
+            ends = {len(row.messages)}
+            if train_on == ASSISTANT:
+                turns = [i for i, trained in enumerate(row.trained) if trained]
+                ends |= {i + 1 for i in turns}
+                wanted[True] += [(number, i) for i in turns]
+            wanted[False] += [(number, end) for end in sorted(ends)]
+    known: list[Known] = [{} for _ in rows]
+    for answering, places in wanted.items():
+        try:
+            texts = apply_template(
+                tokenizer, [rows[number].messages[:end] for number, end in places], None, answering=answering
+            )
+        except DataError:
+            return [{} for _ in rows]
+        for (number, end), text in zip(places, texts, strict=True):
+            known[number][end, answering] = text
+    return known
 
 
 def _batches(texts: list[Rendered]) -> Iterator[list[Rendered]]:
@@ -203,51 +245,62 @@ def answer_prompt(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def _ended(ids: list[int], labels: list[int], eos: int) -> tuple[list[int], list[int]]:
+def _ended(ids: Ids, labels: Ids, eos: int) -> tuple[Ids, Ids]:
     """Plain text with a trained EOS at its end."""
-    if ids and ids[-1] == eos:
-        return ids, [*labels[:-1], eos]
-    return [*ids, eos], [*labels, eos]
+    if not ids or ids[-1] != eos:
+        ids.append(eos)
+        labels.append(eos)
+    labels[-1] = eos
+    return ids, labels
 
 
-def _labels(ids: list[int], offsets: list[tuple[int, int]], rendered: Rendered) -> list[int]:
+def _labels(ids: Ids, encoding: Encoding, rendered: Rendered) -> Ids:
     """Labels of one text; a token is trained if it begins inside a span."""
-    labels = [IGNORED] * len(ids)
-    spans = iter(rendered.spans)
-    start, end = next(spans)
-    for i, (left, right) in enumerate(offsets):
-        while left >= end:
-            following = next(spans, None)
-            if following is None:
-                return labels
-            start, end = following
-        if left < start < right:
+    labels = array("i", [IGNORED]) * len(ids)
+    for start, end in rendered.spans:
+        first, last = _first_token(encoding, start, len(ids)), _first_token(encoding, end, len(ids))
+        before = encoding.token_to_chars(first - 1) if first else None
+        if before is not None and before[0] < start < before[1]:
+            text = rendered.text[before[0] : before[1]]
             raise DataError(
-                f"{rendered.place}: the answer begins in the middle of token {rendered.text[left:right]!r}, which the "
-                "model never sees when asked. End the prompt, or begin the answer, without white space."
+                f"{rendered.place}: the answer begins in the middle of token {text!r}, which the model never sees "
+                "when asked. End the prompt, or begin the answer, without white space."
             )
-        if start <= left < end and right > left:
-            labels[i] = ids[i]
+        labels[first:last] = ids[first:last]
+    if rendered.special and ids and encoding.special_tokens_mask[0]:
+        labels[0] = IGNORED  # the BOS that the tokenizer added
     return labels
 
 
+def _first_token(encoding: Encoding, character: int, count: int) -> int:
+    """Index of the first token that begins at or behind a character; `count` if there is none."""
+    at = encoding.char_to_token(character)
+    if at is None:
+        # Between tokens, or behind the last: white space that the tokenizer drops has no token of its own.
+        return next(
+            (i for i, (left, right) in enumerate(encoding.offsets) if left >= character and right > left), count
+        )
+    left, _ = encoding.token_to_chars(at) or (character, character)
+    return at if left >= character else at + 1
+
+
 def _check_stops(
-    tokenizer: PreTrainedTokenizerBase, rendered: Rendered, ids: list[int], labels: list[int], stop_ids: set[int]
+    tokenizer: PreTrainedTokenizerBase, rendered: Rendered, encoding: Encoding, ids: Ids, stop_ids: set[int]
 ) -> None:
     """Every trained turn must end with a token that ends generation, or the model never learns to stop."""
-    for i, label in enumerate(labels):
-        is_last = label != IGNORED and (i + 1 == len(labels) or labels[i + 1] == IGNORED)
-        if is_last and label not in stop_ids:
+    for _, end in rendered.spans:
+        last = ids[_first_token(encoding, end, len(ids)) - 1]
+        if last not in stop_ids:
             raise DataError(
-                f"{rendered.place}: the chat template ends the assistant's turn with {tokenizer.decode([ids[i]])!r}, "
+                f"{rendered.place}: the chat template ends the assistant's turn with {tokenizer.decode([last])!r}, "
                 "which is no special token, so the model would never learn to stop. Set model.chat_template to one "
                 "that ends turns with the EOS token."
             )
 
 
-def _check_bos(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, ids: list[int]) -> None:
+def _check_bos(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, ids: Ids) -> None:
     """A BOS both in the text and added by the tokenizer is never seen at inference."""
-    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+    if tokenizer.bos_token_id is not None and ids[:2].count(tokenizer.bos_token_id) == 2:
         raise DataError(
             f"{rendered.place}: begins with {tokenizer.bos_token} twice. Remove it from the row, or from the template."
         )
