@@ -98,19 +98,16 @@ def make_trainer(
     watch: Any,
 ) -> tuple[Any, Any]:
     """The adapted model and trl's trainer over it."""
-    from datasets import Dataset
     from torch.utils.data import DataLoader
     from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from lorasmith import adapters, models
+    from lorasmith.data.prepare import as_dataset
     from lorasmith.runs.order import with_update_order
 
-    sets = [
-        Dataset.from_dict({"input_ids": [row.input_ids for row in part], "labels": [row.labels for row in part]})
-        for part in (rows.train, rows.eval)
-    ]
+    sets = [as_dataset(part) for part in (rows.train, rows.eval)]
     collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collate)
     if config.packing:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import say
@@ -129,6 +131,12 @@ def _show(tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow]) -> None:
         say(f"  {row.place}")
         text = marked(tokenizer, row, *marks, longest=SHOWN_CHARACTERS)
         say("    " + text.rstrip("\n").replace("\n", "\n    "))
+
+
+def as_dataset(rows: list[TokenRow]) -> Dataset:
+    """Token rows as the data set that trl's trainers take as it is."""
+    columns = ("input_ids", "labels")
+    return Dataset.from_dict({name: [np.asarray(getattr(row, name)) for row in rows] for name in columns})
 
 
 def source_names(section: Data) -> str:
