@@ -1,6 +1,9 @@
 """From the recipe's `data:` to audited token rows."""
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,19 @@ class Prepared:
     mask_check: str = ""
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Millions of small objects and no cycles among them: the collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row], list[str]]:
     """All rows of the recipe, recognised, split, weighted and free of overlap, and the refusals of dropped ones.
 
@@ -79,6 +95,7 @@ def _say_read(found: Read, source: str) -> None:
     say(f"rows: {len(found.rows)} of {source}, recognised as {found.kind}{dropped}")
 
 
+@_uncollected()
 def prepare(
     section: Data,
     tokenizer: PreTrainedTokenizerBase,

@@ -6,6 +6,8 @@ One rendering serves training, evaluation and chat, so that what is trained is w
 import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -163,39 +165,64 @@ def tokenize(
         DataError: If a trained part begins in mid-token, or does not end with a stop token.
     """
     rows = list(rows)
-    texts: list[Rendered] = []
-    for start in range(0, len(rows), BATCH):
-        batch_rows = rows[start : start + BATCH]
-        for row, known in zip(batch_rows, _render_ahead(tokenizer, batch_rows, train_on), strict=True):
-            try:
-                texts += render(tokenizer, row, train_on, known)
-            except DataError as error:
-                if rejected is None:
-                    raise
-                rejected.append(str(error))
-    stop_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    result = []
-    for batch in _batches(texts):
-        encoded = backend.encode_batch([one.text for one in batch], add_special_tokens=batch[0].special)
-        for one, encoding in zip(batch, encoded, strict=True):
-            ids = array("i", encoding.ids)
+    stop_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    result: list[TokenRow] = []
+
+    def collect(encoded: list[tuple[list[Rendered], Future[list[Encoding]]]]) -> None:
+        for batch, future in encoded:
+            for one, encoding in zip(batch, future.result(), strict=True):
+                with _refusing(rejected):
+                    result.append(_token_row(tokenizer, one, encoding, train_on, stop_ids))
+
+    # The tokenizer works without Python's lock, so one batch is encoded while the next one is rendered.
+    with ThreadPoolExecutor(1) as pool:
+        pending: list[tuple[list[Rendered], Future[list[Encoding]]]] = []
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            texts: list[Rendered] = []
             try:
-                labels = _labels(ids, encoding, one)
-                if one.special:
-                    ids, labels = _ended(ids, labels, tokenizer.eos_token_id)
-                elif train_on == ASSISTANT:
-                    _check_stops(tokenizer, one, encoding, ids, stop_ids)
-                _check_bos(tokenizer, one, ids)
-            except DataError as error:
-                if rejected is None:
-                    raise
-                rejected.append(str(error))
-            else:
-                result.append(TokenRow(one.place, ids, labels))
+                for row, known in zip(chunk, _render_ahead(tokenizer, chunk, train_on), strict=True):
+                    with _refusing(rejected):
+                        texts += render(tokenizer, row, train_on, known)
+            except DataError:
+                collect(pending)  # the first refusal in the order of the rows is the one that is told
+                raise
+            submitted = [(batch, pool.submit(_encode, backend, batch)) for batch in _batches(texts)]
+            collect(pending)
+            pending = submitted
+        collect(pending)
     return result
+
+
+@contextmanager
+def _refusing(rejected: list[str] | None) -> Iterator[None]:
+    """Note a row's refusal and go on, or let it end the run where nothing takes it."""
+    try:
+        yield
+    except DataError as error:
+        if rejected is None:
+            raise
+        rejected.append(str(error))
+
+
+def _encode(backend: Any, batch: list[Rendered]) -> list[Encoding]:
+    return list(backend.encode_batch([one.text for one in batch], add_special_tokens=batch[0].special))
+
+
+def _token_row(
+    tokenizer: PreTrainedTokenizerBase, one: Rendered, encoding: Encoding, train_on: str, stop_ids: set[int]
+) -> TokenRow:
+    ids = array("i", encoding.ids)
+    labels = _labels(ids, encoding, one)
+    if one.special:
+        ids, labels = _ended(ids, labels, tokenizer.eos_token_id)
+    elif train_on == ASSISTANT:
+        _check_stops(tokenizer, one, encoding, ids, stop_ids)
+    _check_bos(tokenizer, one, ids)
+    return TokenRow(one.place, ids, labels)
 
 
 def _render_ahead(tokenizer: PreTrainedTokenizerBase, rows: list[Row], train_on: str) -> list[Known]:
