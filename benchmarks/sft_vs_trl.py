@@ -134,7 +134,8 @@ def measured(command: list[str], folder: Path) -> dict[str, Any]:
     if run.exists():
         speed = json.loads(run.read_text())["speed"]
         tokens, seconds = speed["tokens"], speed["seconds"]
-        loss = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()][-1]["loss"]
+        events = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
+        loss = [event["loss"] for event in events if "loss" in event][-1]
     else:
         logs = [
             {key: float(value) for key, value in re.findall(r"'(\w+)': '?([-\d.e+]+)'?", line)}

@@ -45,7 +45,11 @@ class Watch(TrainerCallback):
     ) -> None:
         self._start, self._paused = time.perf_counter(), 0.0
         if state.is_world_process_zero and sys.stdout.isatty():
-            columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            columns = (
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(bar_width=16),
+                TextColumn("{task.description}"),
+            )
             self._bar = Progress(*columns, console=Console())
             self._bar.add_task("", total=state.max_steps)
             self._bar.start()
