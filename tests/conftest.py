@@ -114,3 +114,16 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return folder
 
     return make
+
+
+def trained_texts(tokenizer: Any, row: Any) -> list[str]:
+    """The decoded runs of trained tokens of one token row."""
+    runs: list[str] = []
+    current: list[int] = []
+    for label in [*row.labels, -100]:
+        if label != -100:
+            current.append(label)
+        elif current:
+            runs.append(tokenizer.decode(current))
+            current = []
+    return runs

@@ -1,11 +1,11 @@
 """The mask is derived in two ways that must agree, over the templates people meet."""
 
 import pytest
-from conftest import BASE, SHARED, needs_shared
+from conftest import BASE, SHARED, needs_shared, trained_texts
 from transformers import AutoTokenizer
 
 from lorasmith.data.mask import check_contract, check_masks, template_contract
-from lorasmith.data.render import IGNORED, tokenize
+from lorasmith.data.render import tokenize
 from lorasmith.data.rows import conversation
 from lorasmith.errors import DataError
 from lorasmith.models import CHATML
@@ -66,17 +66,9 @@ def styled_tokenizer(template: str):
     return tokenizer
 
 
-def trained_texts(tokenizer, rows) -> list[str]:
-    runs = []
-    for row in rows:
-        current: list[int] = []
-        for label in [*row.labels, IGNORED]:
-            if label != IGNORED:
-                current.append(label)
-            elif current:
-                runs.append(tokenizer.decode(current))
-                current = []
-    return runs
+def all_trained_texts(tokenizer, row) -> list[str]:
+    """The trained parts of a row, over all the texts that it becomes."""
+    return [text for one in tokenize(tokenizer, [row], "assistant") for text in trained_texts(tokenizer, one)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -87,7 +79,7 @@ def test_golden_masks(style, shape, marks):
     tokenizer = styled_tokenizer(template)
     messages, answers = SHAPES[shape]
     row = conversation("r:1", messages)
-    found = trained_texts(tokenizer, tokenize(tokenizer, [row], "assistant"))
+    found = all_trained_texts(tokenizer, row)
     stop = "<|end|>" if style == "command" else "<|im_end|>"
     assert len(found) == len(answers)
     for text, [answer] in zip(found, answers, strict=True):
@@ -161,7 +153,7 @@ def test_real_templates_agree_with_trls_training_copies(name):
     )
     tokenizer.bos_token = "<|endoftext|>"
     row = conversation("r:1", [USER, ANSWER])
-    [text] = trained_texts(tokenizer, tokenize(tokenizer, [row], "assistant"))
+    [text] = all_trained_texts(tokenizer, row)
     assert text.removeprefix("<think>\n\n</think>\n\n") == "Fine.\nVery." + ends.get(name, "<|im_end|>")
     assert "1 against trl's training template" in check_masks(tokenizer, [row])
 

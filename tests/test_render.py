@@ -3,7 +3,7 @@
 from array import array
 
 import pytest
-from conftest import BASE, SHARED, needs_shared, write_rows
+from conftest import BASE, SHARED, needs_shared, trained_texts, write_rows
 from transformers import AutoTokenizer
 
 from lorasmith.data.audit import fit_lengths, marked
@@ -41,18 +41,6 @@ CHAT = [
 @pytest.fixture
 def tokenizer():
     return AutoTokenizer.from_pretrained(BASE)
-
-
-def trained_texts(tokenizer, row: TokenRow) -> list[str]:
-    """The decoded runs of trained tokens."""
-    runs, current = [], []
-    for label in [*row.labels, IGNORED]:
-        if label != IGNORED:
-            current.append(label)
-        elif current:
-            runs.append(tokenizer.decode(current))
-            current = []
-    return runs
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
