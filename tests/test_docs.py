@@ -60,3 +60,22 @@ def test_the_first_screen_shows_how_to_start():
     assert any("make quickstart" in line for line in top)
     assert any("make test" in line for line in top)
     assert any(line.startswith("accelerate launch scripts/sft.py") for line in top)
+
+
+def test_the_speeds_in_the_readme_are_those_of_the_benchmarks():
+    import importlib.util
+    import json
+
+    report = json.loads((ROOT / "benchmarks/sft_vs_trl.json").read_text())
+    spec = importlib.util.spec_from_file_location("sft_vs_trl", ROOT / "benchmarks/sft_vs_trl.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.table(report) in README
+    ratios = report["ours_against"]
+    best = min(one["times_the_speed"] for one in ratios.values())
+    words = f"{ratios['trl, defaults']['times_the_speed']} times the speed of trl's defaults and {best} times"
+    assert words in " ".join(README.split())
+    audit = json.loads((ROOT / "benchmarks/audit.json").read_text())
+    assert audit["rows"] == 100_000
+    words = f"in {audit['ours']['seconds']:.1f} s, against {audit['trl']['seconds']:.1f} s"
+    assert words in " ".join(README.split())
