@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-full check schema reference
+.PHONY: quickstart test test-full check gpu-check schema reference
 
 .venv: .venv/installed
 
@@ -26,8 +26,14 @@ test-full: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# GPU_PYTHON: any Python with a CUDA torch and this project's other packages.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu-check:
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu_check.py
+
 schema: .venv/installed
 	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema(), indent=1))" > recipes/sft.schema.json
 
 reference: .venv/installed
 	$(BIN)/python docs/make_reference.py > docs/reference.md
+	$(BIN)/python docs/make_memory.py > docs/memory.md

@@ -32,7 +32,7 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
     from lorasmith import adapters, hardware, models
     from lorasmith.data.prepare import prepare, read_train_and_eval
-    from lorasmith.runs import folder, report, settings
+    from lorasmith.runs import folder, planning, report, settings
     from lorasmith.runs.watch import Watch
 
     output = Path(requested.output_dir)
@@ -43,12 +43,13 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     facts = models.base_facts(requested.model)
     recipe, reasons = settings.resolve(requested, machine, facts, folder.earlier(output, requested))
     rows = prepare(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
+    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
         say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")
         say(f"next: python scripts/chat.py {output}")
         return
-    hardware.check_disk(output, needed_gib=0.5)
+    hardware.check_disk(output, planning.disk_gib(plan))
 
     # trl's import takes 5 to 14 s, so it waits until everything cheap has passed.
     from trl import SFTConfig
@@ -59,7 +60,7 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         return
 
     base = models.base_identity(recipe.model)
-    run = report.begin(output, requested, recipe, reasons, machine, tokenizer, rows, base)
+    run = report.begin(output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan)
     enter_run(output)
     base_model = models.load_base_model(recipe.model, recipe.model.dtype, recipe.model.attention, machine.device)
     models.grow_embeddings(base_model, tokenizer)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from lorasmith.errors import FitError, ModelError
+from lorasmith.memory.machine import free_disk, total_memory
+from lorasmith.memory.speed import keep_machine_facts
 
 BF16_GAIN = 1.2  # bf16 must beat float32 by this much on a CPU to be worth its rounding
 
@@ -36,8 +38,7 @@ def find_hardware(use_cpu: bool = False) -> Hardware:
     if torch.cuda.is_available() and not use_cpu and os.environ.get("ACCELERATE_USE_CPU") != "true":
         properties = torch.cuda.get_device_properties(0)
         return Hardware("cuda", properties.name, properties.total_memory / 2**30, torch.cuda.device_count())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Hardware("cpu", _cpu_name(), memory, torch.get_num_threads())
+    return Hardware("cpu", _cpu_name(), total_memory() / 2**30, torch.get_num_threads())
 
 
 def choose_dtype(wanted: str, hardware: Hardware) -> tuple[str, str]:
@@ -59,9 +60,11 @@ def choose_dtype(wanted: str, hardware: Hardware) -> tuple[str, str]:
         if major >= 8:
             return "bfloat16", f"compute capability {major}.{minor} has fast bfloat16"
         return "float16", f"compute capability {major}.{minor} has no bfloat16"
-    full, half = _matmul_seconds()
-    chosen = "bfloat16" if full / half > BF16_GAIN else "float32"
-    return chosen, f"a bfloat16 matmul takes {half / full:.2f} of the time of a float32 one here"
+    rates = matmul_rates("cpu")
+    gain = rates["bfloat16"] / rates["float32"]
+    chosen = "bfloat16" if gain > BF16_GAIN else "float32"
+    keep_machine_facts(cpu={"name": hardware.name, "dtype": chosen, "flops": rates[chosen]})
+    return chosen, f"a bfloat16 matmul takes {1 / gain:.2f} of the time of a float32 one here"
 
 
 def choose_attention(wanted: str, runs_on_sdpa: bool) -> tuple[str, str]:
@@ -77,7 +80,11 @@ def peak_memory_gib(hardware: Hardware) -> float:
     """Most memory held so far: by torch on a GPU, by the process on a CPU."""
     if hardware.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    if found:
+        return int(found[1]) / 2**20
+    import resource  # whose figure counts the parent's memory too, where the parent was larger
 
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / 2**20 if platform.system() != "Darwin" else kib / 2**30
@@ -93,16 +100,24 @@ def memory_gib(hardware: Hardware) -> float:
     return peak_memory_gib(hardware)
 
 
+def held_gib(hardware: Hardware) -> float:
+    """Memory that counts in a peak but is no tensor's: on a CPU the process itself, on a GPU nothing."""
+    return 0.0 if hardware.device == "cuda" else memory_gib(hardware)
+
+
+def free_gpu_bytes() -> int:
+    """Free memory of this process's GPU."""
+    free: int = torch.cuda.mem_get_info()[0]
+    return free
+
+
 def check_disk(folder: Path, needed_gib: float) -> None:
     """Refuse to start when the output folder's disk cannot hold the run.
 
     Raises:
         FitError: If less than `needed_gib` is free.
     """
-    while not folder.exists():
-        folder = folder.parent
-    stats = os.statvfs(folder)
-    free = stats.f_bavail * stats.f_frsize / 2**30
+    free = free_disk(folder) / 2**30
     if free < needed_gib:
         raise FitError(f"{folder}: {free:.2f} GiB free; the run needs about {needed_gib:.2f}. Free some space.")
 
@@ -114,16 +129,21 @@ def _cpu_name() -> str:
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
-def _matmul_seconds() -> tuple[float, float]:
-    """Best of twelve 512-cubed products in float32 and in bfloat16, in seconds.
+def matmul_rates(device: str) -> dict[str, float]:
+    """FLOP/s of products of square matrices in each dtype that the device has, the best of twelve.
 
-    Taken in turn, so that a busy machine slows both alike.
+    Taken in turn, so that a busy machine slows all alike. On a CPU it takes about 0.2 s.
     """
-    operands = [torch.randn(512, 512).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
-    best = [float("inf"), float("inf")]
+    size, dtypes = (512, ["float32", "bfloat16"]) if device == "cpu" else (4096, ["float32", "float16"])
+    if device == "cuda" and torch.cuda.get_device_capability(0)[0] >= 8:
+        dtypes.append("bfloat16")
+    operands = {name: torch.randn(size, size, device=device).to(getattr(torch, name)) for name in dtypes}
+    best = dict.fromkeys(dtypes, float("inf"))
     for _ in range(12):
-        for i, operand in enumerate(operands):
+        for name, operand in operands.items():
             start = time.perf_counter()
             operand @ operand
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best[0], best[1]
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return {name: 2 * size**3 / seconds for name, seconds in best.items()}

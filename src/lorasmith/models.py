@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,9 @@ from transformers import (
 )
 
 from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
-from lorasmith.recipe import TEMPLATE_TOKENS, Model
+from lorasmith.recipe import Model
+from lorasmith.templates import CHATML, TEMPLATE_TOKENS
 
-# ChatML, with tools as Hermes and Qwen2.5 write them.
-CHATML = """\
-{%- macro calls(message) -%}
-{%- for call in message.tool_calls or [] -%}
-{{- '\\n' if message.content or not loop.first }}<tool_call>
-{{ call.function | tojson }}
-</tool_call>
-{%- endfor -%}
-{%- endmacro -%}
-{%- if tools -%}
-{{- '<|im_start|>system\\n' -}}
-{%- if messages[0].role == 'system' -%}{{- messages[0].content + '\\n\\n' -}}{%- endif -%}
-{{- 'You may call these functions:' -}}
-{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
-{{- '\\nCall one with <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'system' and tools and loop.first -%}
-{%- elif message.role == 'assistant' -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- generation -%}{{- message.content + calls(message) + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}
-{%- else -%}
-{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
 BLOCKS = 64  # sampled from each weight file for its fingerprint
 BLOCK_BYTES = 4096
 
@@ -186,11 +161,27 @@ def check_packing(model: PreTrainedModel) -> None:
         )
 
 
-def base_facts(section: Model) -> tuple[int | None, bool]:
-    """From the model's config alone: the longest row it has positions for, if it says, and whether it runs on sdpa."""
+@dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """What a base model's config says, without its weights.
+
+    Attributes:
+        positions: The longest row it has positions for, if it says.
+        runs_on_sdpa: Whether transformers has sdpa attention for it.
+        config: All of it, defaults included.
+    """
+
+    positions: int | None
+    runs_on_sdpa: bool
+    config: dict[str, Any]
+
+
+def base_facts(section: Model) -> BaseFacts:
+    """What the base model's config says."""
     config = _load(AutoConfig, section.name, section)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return getattr(config.get_text_config(), "max_position_embeddings", None), getattr(kind, "_supports_sdpa", True)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return BaseFacts(positions, getattr(kind, "_supports_sdpa", True), config.to_dict())
 
 
 def base_identity(section: Model) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from lorasmith import upstream
 from lorasmith.errors import RecipeError
 from lorasmith.recipe_checks import OWNED, check_keys, nearest, place_of
 from lorasmith.recipe_file import Key, Places, read_recipe, show
+from lorasmith.templates import TEMPLATE_TOKENS
 
 LORA_METHODS = ("lora", "rslora", "dora", "pissa", "olora", "loftq", "eva")
-CHAT_TEMPLATES = ("chatml",)
-TEMPLATE_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>")}
 
 
 def _whole_or_auto(value: Any) -> Any:
@@ -124,7 +123,12 @@ class Run(Section):
     """How it runs on this machine."""
 
     effective_batch: int = Field(16, ge=1, description="Rows per update over all devices.")
-    micro_batch: Auto = Field("auto", description="Rows per forward pass on one device.")
+    micro_batch: Auto = Field(
+        "auto", description="Rows per forward pass on one device; auto: the fastest that the plan says fits."
+    )
+    gradient_checkpointing: Literal["auto", "offload"] | bool = Field(
+        "auto", description="Recompute activations for memory; offload: keep even the rest in the computer's memory."
+    )
     keep_checkpoints: bool = Field(False, description="Keep checkpoint-N folders of a finished run.")
     early_stopping: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
 
@@ -208,7 +212,7 @@ def _check_together(recipe: Recipe, places: Places) -> None:
     """What no single key shows."""
     model, data, run, trainer = recipe.model, recipe.data, recipe.run, recipe.trainer
     template = model.chat_template
-    if template is not None and template not in CHAT_TEMPLATES and not template.endswith((".jinja", ".j2")):
+    if template is not None and template not in TEMPLATE_TOKENS and not template.endswith((".jinja", ".j2")):
         place = place_of(places, ("model", "chat_template"))
         raise RecipeError(f"{place}: model.chat_template is {show(template)}; expected chatml or a .jinja file.")
     if data.eval is not None and data.eval_fraction > 0:

@@ -5,6 +5,7 @@ follows 1.1, where each of these bites (`eval_strategy: no` becomes False), so i
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,48 @@ def read_recipe(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Place
     for override in overrides:
         _apply(override, values, places)
     return values, places
+
+
+def rewrite(path: Path, changes: dict[str, str]) -> None:
+    """Set `section.key` texts in a recipe file, in place, its comments and order kept.
+
+    A recipe in a form that cannot be edited by lines (flow style, anchors) is written anew, without comments.
+    """
+    wanted, _ = read_recipe(path, [f"{key}={value}" for key, value in changes.items()])
+    text = path.read_text(encoding="utf-8-sig")
+    for key, value in changes.items():
+        text = _with_line(text, tuple(key.split(".")), value)
+    try:
+        same = _read_yaml(text, str(path), (), {}) == wanted
+    except RecipeError:
+        same = False
+    if not same:
+        text = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _with_line(text: str, keys: Key, value: str) -> str:
+    """The text with one key's line changed or added."""
+    places: Places = {}
+    _read_yaml(text, "recipe", (), places)
+    lines = text.splitlines()
+    if keys in places:
+        at = int(places[keys].rpartition(":")[2]) - 1
+        found = re.fullmatch(r"(\s*[\w.]+\s*:\s*)([^#]*?)(\s*#.*)?", lines[at])
+        if found:
+            lines[at] = f"{found[1]}{value}{found[3] or ''}"
+    elif len(keys) == 1:
+        lines.append(f"{keys[0]}: {value}")
+    elif keys[:-1] in places:
+        inside = [place for path, place in places.items() if path[:-1] == keys[:-1] and path[:-1]]
+        at = min((int(place.rpartition(":")[2]) - 1 for place in inside), default=len(lines))
+        margin = re.match(r"\s*", lines[at])[0] if at < len(lines) else "  "  # type: ignore[index]
+        lines.insert(at, f"{margin}{keys[-1]}: {value}")
+    else:
+        return _with_line(text, keys[:-1], f"{{{keys[-1]}: {value}}}")
+    return "\n".join(lines) + "\n"
 
 
 def show(value: Any) -> str:

@@ -61,7 +61,7 @@ def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
     }
     section = Model(name=name, revision=revision, **(kept | ({"quantization": quantization} if quantization else {})))
     dtype, _ = hardware.choose_dtype(section.dtype, machine)
-    attention, _ = hardware.choose_attention(section.attention, models.base_facts(section)[1])
+    attention, _ = hardware.choose_attention(section.attention, models.base_facts(section).runs_on_sdpa)
     has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
     tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
     if (folder / CONTRACT).is_file():

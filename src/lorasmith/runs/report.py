@@ -12,15 +12,18 @@ from lorasmith.console import is_first_process, say
 from lorasmith.data.audit import write_audit
 from lorasmith.data.mask import template_contract
 from lorasmith.data.prepare import Prepared, source_name, source_names
-from lorasmith.hardware import Hardware, peak_memory_gib
+from lorasmith.hardware import Hardware, held_gib, peak_memory_gib
+from lorasmith.memory.plans import Plan, keep_speed
 from lorasmith.models import template_hash
 from lorasmith.recipe import Recipe, recipe_text
 from lorasmith.runs import folder as run_folder
 from lorasmith.runs.card import write_card
 from lorasmith.runs.plots import draw
+from lorasmith.runs.settings import world_size
 from lorasmith.runs.watch import Watch
 
 CONTRACT = "template_contract.json"
+SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
 GOLDEN_ROWS = 32  # evaluation rows kept in private/ to prove exports with
 
 
@@ -33,6 +36,7 @@ def begin(
     tokenizer: PreTrainedTokenizerBase,
     rows: Prepared,
     base: dict[str, Any],
+    plan: Plan | None,
 ) -> dict[str, Any]:
     """Empty the run folder and write what is known before training; the record is completed by `finish`."""
     run = {
@@ -52,6 +56,7 @@ def begin(
         "stop_token": tokenizer.eos_token,
         "versions": run_folder.versions(),
         "hardware": asdict(machine),
+        "plan": plan.record(held_gib(machine)) if plan else None,
     }
     if is_first_process():
         run_folder.clear(folder)
@@ -104,11 +109,16 @@ def finish(
             "tokens": watch.tokens,
             "tokens_per_second": watch.tokens_per_second,
         },
-        "memory": {"predicted_gib": None, "measured_gib": round(peak_memory_gib(machine), 3)},
+        "memory": {
+            "predicted_gib": run["plan"]["predicted_gib"] if run["plan"] else None,
+            "measured_gib": round(peak_memory_gib(machine), 3),
+        },
         "metrics": metrics,
         "evaluations": [],
     }
     run_folder.write_json(folder / "run.json", run)
+    if run["plan"] and watch.tokens_per_second and watch.seconds > SHORTEST_TIMED:
+        keep_speed(run["plan"]["kind"], watch.tokens_per_second / world_size())
     if not run["recipe"]["run"]["keep_checkpoints"]:
         run_folder.drop_checkpoints(folder)
     picture = draw(watch.history, folder / "plots")

@@ -4,13 +4,13 @@ import importlib.util
 import os
 from typing import Any
 
-from lorasmith import hardware, upstream
+from lorasmith import hardware
 from lorasmith.console import say
-from lorasmith.errors import ModelError, RecipeError
+from lorasmith.errors import RecipeError
 from lorasmith.hardware import Hardware
+from lorasmith.memory.plans import with_length
+from lorasmith.models import BaseFacts
 from lorasmith.recipe import Recipe
-
-LARGEST_MICRO_BATCH = 8  # rows, until a memory plan chooses
 
 
 def world_size() -> int:
@@ -19,37 +19,28 @@ def world_size() -> int:
 
 
 def resolve(
-    recipe: Recipe, machine: Hardware, base_facts: tuple[int | None, bool], earlier: dict[str, Any]
+    recipe: Recipe, machine: Hardware, base: BaseFacts, earlier: dict[str, Any]
 ) -> tuple[Recipe, dict[str, str]]:
-    """The recipe with every `auto` replaced by what was chosen, and the reason of each choice.
+    """The recipe with dtype, attention and max_length chosen, and the reason of each choice.
 
     Args:
-        base_facts: Longest row the base model has positions for, if its config says, and whether it runs on sdpa.
         earlier: run.json of this very recipe in its output folder, whose measured choice is kept; or empty.
 
     Raises:
-        RecipeError: If the effective batch does not divide, or max_length is beyond the model.
+        RecipeError: If the effective batch does not divide.
+        ModelError: If max_length is beyond the model.
     """
+    _check_batch(recipe)
     if recipe.model.dtype == "auto" and earlier.get("hardware", {}).get("name") == machine.name:
         dtype, why = earlier["recipe"]["model"]["dtype"], "as this run chose before"
     else:
         dtype, why = hardware.choose_dtype(recipe.model.dtype, machine)
-    attention, why_attention = hardware.choose_attention(recipe.model.attention, base_facts[1])
-    reasons = {"dtype": why, "attention": why_attention}
-    trainer = dict(recipe.trainer)
-    trainer["max_length"], reasons["max_length"] = _max_length(trainer, base_facts[0])
-    if machine.device == "cpu" and not {"gradient_checkpointing", "activation_checkpointing"} & set(trainer):
-        trainer["gradient_checkpointing"] = False
-        reasons["gradient_checkpointing"] = "it saves memory, which a CPU rarely lacks, for a third of the speed"
-    resolved = recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"dtype": dtype, "attention": attention}),
-            "run": recipe.run.model_copy(update={"micro_batch": _micro_batch(recipe)}),
-            "trainer": trainer,
-        }
-    )
-    say(f"arithmetic: {dtype} ({reasons['dtype']}); attention: {attention} ({reasons['attention']})")
-    return resolved, reasons
+    attention, why_attention = hardware.choose_attention(recipe.model.attention, base.runs_on_sdpa)
+    recipe, why_length = with_length(recipe, base.positions)
+    model = recipe.model.model_copy(update={"dtype": dtype, "attention": attention})
+    say(f"arithmetic: {dtype} ({why}); attention: {attention} ({why_attention})")
+    reasons = {"dtype": why, "attention": why_attention, "max_length": why_length}
+    return recipe.model_copy(update={"model": model}), reasons
 
 
 def announce_batch(recipe: Recipe, rows: int) -> None:
@@ -67,6 +58,8 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
+        "gradient_checkpointing": bool(recipe.run.gradient_checkpointing),
+        "activation_offloading": recipe.run.gradient_checkpointing == "offload",
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": recipe.run.effective_batch // (micro * world_size()),
@@ -114,25 +107,9 @@ def make_config(kind: Any, recipe: Recipe, machine: Hardware) -> Any:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _max_length(trainer: dict[str, Any], positions: int | None) -> tuple[int | None, str]:
-    if "max_length" not in trainer:
-        default = int(upstream.trainer_fields("sft")["max_length"].default)
-        if positions is not None and positions < default:
-            return positions, f"the model has {positions} positions"
-        return default, "trl's default"
-    wanted = trainer["max_length"]
-    if positions is not None and wanted is not None and wanted > positions:
-        raise ModelError(f"trainer.max_length is `{wanted}`; the model has {positions} positions. Lower it.")
-    return wanted, "as the recipe says"
-
-
-def _micro_batch(recipe: Recipe) -> int:
+def _check_batch(recipe: Recipe) -> None:
     effective, processes, wanted = recipe.run.effective_batch, world_size(), recipe.run.micro_batch
     if effective % processes or (wanted != "auto" and effective % (wanted * processes)):
         raise RecipeError(
             f"run.effective_batch is `{effective}`; expected a multiple of {processes} processes x {wanted}."
         )
-    if wanted != "auto":
-        return wanted
-    per_process = effective // processes
-    return max(size for size in range(1, min(per_process, LARGEST_MICRO_BATCH) + 1) if per_process % size == 0)

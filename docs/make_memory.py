@@ -1,0 +1,93 @@
+"""Writes docs/memory.md: every shipped recipe against common cards, and the memory grid with its errors.
+
+python docs/make_memory.py > docs/memory.md
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorasmith.memory import facts, machine
+from lorasmith.memory.peak import GIB
+from lorasmith.memory.plans import Rows, make_plan, with_length
+from lorasmith.memory.shapes import read_shape
+from lorasmith.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+CARDS = (8, 12, 16, 24)
+INTRODUCTION = """\
+# Memory: does it fit?
+
+`python scripts/plan.py RECIPE --gpu 12` answers from the model's config alone, in about a second: no download, no
+GPU, no torch. Every training script makes the same plan before it reads the weights, stops with exit code 3 when the
+run does not fit, and writes what was planned and what was measured into `run.json`.
+
+- `--gpu auto` (the default) plans for what is free on this machine; `--gpus 2x24` for two cards under DDP.
+- `--max` says the longest row, the largest micro-batch and the largest model of the family that fit.
+- `--write` changes a recipe that does not fit by the first of the ways shown, which keeps what is trained if it can.
+- `run.micro_batch: auto` and `run.gradient_checkpointing: auto`, the defaults, take the fastest setting that fits at
+  the recipe's `run.effective_batch`.
+
+What is counted: the base's weights in their quantization, the adapter with its gradients and optimizer states, what
+autograd keeps of each block, recomputation, attention masks, trl's chunked loss, and, on CUDA, half a GiB for CUDA
+itself and 3 % of the dynamic part for fragmentation (the last two are assumed until a GPU has measured them). On a
+CPU what the process already holds is added. Rows are counted with padding: the worst micro-batch holds the longest.
+
+Speeds come from the last run of the same model and settings on this machine, else from its matrix-product rate
+(`python scripts/doctor.py` measures it), else from 30 % of the card's data sheet, which is assumed.
+"""
+
+
+def main() -> None:
+    print(INTRODUCTION)
+    print("## Every shipped recipe against four cards\n")
+    print("Rows of `max_length`, settings chosen by the plan; peak memory of the fastest setting that fits. Predicted,")
+    print("not yet measured on a GPU. One line again: `python scripts/plan.py recipes/sft/NAME.yaml --gpu 8`.\n")
+    print("| recipe | " + " | ".join(f"{gib} GiB card" for gib in CARDS) + " |")
+    print("|---|" + "---|" * len(CARDS))
+    for path in sorted((ROOT / "recipes").rglob("*.yaml")):
+        print(f"| {path.stem} | " + " | ".join(cell(path, gib) for gib in CARDS) + " |")
+    print("\n## Predicted against measured\n")
+    print(grid("cpu", "Small models of random weights on a CPU: bytes that torch's allocator handed out"))
+    print(grid("cuda", "Real shapes with random weights on a GPU: the allocator's peak"))
+
+
+def cell(path: Path, gib: int) -> str:
+    """What a card makes of a recipe."""
+    recipe = load_recipe(path, ["run.micro_batch=auto"])
+    shape = read_shape(*facts.find_config(recipe.model.name))
+    recipe, _ = with_length(recipe, shape.positions)
+    length = recipe.trainer["max_length"]
+    evaluates = length if recipe.data.eval or recipe.data.eval_fraction else 0
+    plan = make_plan(recipe, shape, Rows([length] * 8, 8, length, length, evaluates, ""), machine.a_card(gib))
+    if not plan.fits:
+        way = f"; {plan.proposals[0].text()}" if plan.proposals else ""
+        return f"needs {plan.needed / GIB:.1f}{way}"
+    kind = {"none": "", "all": ", checkpointing", "offload": ", offload"}[plan.setting.checkpointing]
+    return f"{plan.needed / GIB:.1f} GiB: {plan.setting.micro_batch} rows{kind}"
+
+
+def grid(device: str, what: str) -> str:
+    """One device's grid as a table."""
+    command = f"`python benchmarks/memory_grid.py --device {device}`"
+    path = ROOT / f"benchmarks/memory_grid_{device}.json"
+    if not path.exists():
+        return f"{what} ({command}): not measured.\n"
+    report: dict[str, Any] = json.loads(path.read_text())
+    found = report["summary"]
+    lines = [f"{what} ({command}, {report['machine']}).", ""]
+    lines.append(
+        f"{found['cells']} cells; {found['within_5_percent']:.0%} within 5 %; the lowest prediction is off by "
+        f"{found['most_too_low']:+.1%}, the highest by {found['most_too_high']:+.1%}, the mean by "
+        f"{found['mean_absolute']:.1%}."
+    )
+    lines += ["", "| run | predicted GiB | measured GiB | error |", "|---|---|---|---|"]
+    lines += [
+        f"| {one['label']} | {one['predicted_gib']:.3f} | {one['measured_gib']:.3f} | {one['error']:+.1%} |"
+        for one in report["cells"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

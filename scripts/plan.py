@@ -1,0 +1,81 @@
+"""Whether a run fits, how to make it fit, and how long it takes, before anything is downloaded or loaded.
+
+    python scripts/plan.py RECIPE [section.key=value ...] [--gpu 8|12|16|24|80|auto|cpu] [--gpus 2x24] [--max] [--write]
+
+--write changes the recipe, by the first of the ways shown, into one that fits. Exit code 3 when it does not fit.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from lorasmith.console import say
+from lorasmith.errors import LorasmithError
+from lorasmith.memory import facts, machine, sheet
+from lorasmith.memory.machine import Machine
+from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.shapes import read_shape
+from lorasmith.recipe import load_recipe
+from lorasmith.recipe_file import rewrite
+from lorasmith.runs.ending import quiet, run_script
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    quiet()
+    from lorasmith.data.lengths import sampled_rows
+
+    target, processes = wanted_machine(arguments)
+    shape = read_shape(*facts.find_config(recipe.model.name, recipe.model.revision))
+    recipe, _ = with_length(recipe, shape.positions)
+    rows = sampled_rows(recipe)
+    plan = make_plan(recipe, shape, rows, target, processes)
+    for line in [*sheet.table(plan), "", *plan.lines(), *(sheet.limits(plan) if arguments.max else [])]:
+        say(line)
+    command = " ".join(["scripts/sft.py", str(arguments.recipe), *arguments.overrides])
+    if plan.fits:
+        say(f"next: accelerate launch {command}")
+        return
+    for line in sheet.ways(plan):
+        say(line)
+    if not (arguments.write and plan.proposals):
+        raise plan.error()
+    changes = dict(override.split("=", 1) for override in arguments.overrides) | plan.proposals[0].texts()
+    rewrite(arguments.recipe, changes)
+    load_recipe(arguments.recipe, [])
+    say(f"written to {arguments.recipe}: {plan.proposals[0].text()}")
+    say(f"next: python scripts/plan.py {arguments.recipe}")
+
+
+def wanted_machine(arguments: argparse.Namespace) -> tuple[Machine, int]:
+    """The machine to plan for, and the devices that share a batch."""
+    if arguments.gpus:
+        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", arguments.gpus)
+        if not found or int(found[1]) < 1:
+            raise LorasmithError(
+                f"--gpus is `{arguments.gpus}`; expected a number of cards and their GiB, such as 2x24."
+            )
+        return machine.a_card(float(found[2]), int(found[1])), int(found[1])
+    if arguments.gpu == "auto":
+        return machine.this_machine(), 1
+    if arguments.gpu == "cpu":
+        return machine.this_cpu(), 1
+    if not re.fullmatch(r"\d+(\.\d+)?", arguments.gpu) or not float(arguments.gpu):
+        raise LorasmithError(f"--gpu is `{arguments.gpu}`; expected its memory in GiB, such as 24, or auto, or cpu.")
+    return machine.a_card(float(arguments.gpu)), 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
+    parser.add_argument("--gpu", default="auto", help="GiB of the card; auto: this machine's GPU or CPU; cpu")
+    parser.add_argument("--gpus", metavar="NxGIB", help="several cards under DDP, such as 2x24")
+    parser.add_argument("--max", action="store_true", help="the largest model, row and micro-batch for this machine")
+    parser.add_argument("--write", action="store_true", help="change the recipe into one that fits")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,264 @@
+"""Peak memory of a run, by part and by moment, in bytes.
+
+The formulas count the tensors that transformers, peft, bitsandbytes and trl's loss hold, as read in their source
+(transformers 5.23, peft 0.21, bitsandbytes 0.50, trl 1.16). benchmarks/memory_grid.py compares them with measurements.
+"""
+
+from dataclasses import dataclass, field
+
+from lorasmith.memory.shapes import Linear, Shape
+
+GIB = 1 << 30
+LOSS_TOKENS, LOSS_WORDS = 4096, 32768  # tile of trl's chunked loss (trl.kernels.chunked_logprob)
+CUDA_CONTEXT = GIB // 2  # CUDA's own memory and cuBLAS workspaces, outside of torch's allocator; typical, unmeasured
+FRAGMENTATION = 0.03  # of the dynamic memory, lost between blocks of torch's CUDA allocator; assumed until measured
+# Bytes of optimizer state for each trainable parameter. 8-bit states carry a float32 scale per 256.
+OPTIMIZER_BYTES = {
+    "adamw": 8.0,
+    "adam": 8.0,
+    "8bit": 2 + 8 / 256,
+    "paged_32bit": 0.0,
+    "lion": 4.0,
+    "lion_8bit": 1 + 4 / 256,
+    "adagrad": 4.0,
+    "rmsprop": 4.0,
+    "sgd": 0.0,
+    "adafactor": 0.1,
+    "ademamix": 12.0,
+    "ademamix_8bit": 3 + 12 / 256,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What memory depends on besides the model's shape.
+
+    Attributes:
+        targets: Linear layers of a block that carry the adapter.
+        adapted_layers: Blocks that carry it.
+        experts: Whether fused experts and their router carry it too, as peft does for all-linear.
+        whole: Weights trained whole besides, such as those of a new output layer.
+        longest: Tokens of the longest training row.
+        supervised: Trained tokens of a row, at most.
+        eval_longest: Tokens of the longest evaluation row, 0 without.
+        eval_batch: Rows of an evaluation batch; 0: as many as of a training one.
+        padded: Whether rows of one batch differ in length, so that attention needs a mask.
+        packed: Whether rows share a sequence, as trl packs them.
+        checkpointing: none, all, or offload (layer inputs in the computer's memory).
+        processes: Over which gradients are averaged.
+    """
+
+    quantization: str
+    dtype: str
+    targets: tuple[Linear, ...]
+    adapted_layers: int
+    rank: int
+    longest: int
+    supervised: int
+    micro_batch: int = 1
+    accumulation: int = 1
+    experts: bool = False
+    dora: bool = False
+    dropout: bool = False
+    whole: int = 0
+    optimizer: str = "adamw_torch_fused"
+    eval_longest: int = 0
+    eval_batch: int = 0
+    padded: bool = False
+    packed: bool = False
+    checkpointing: str = "none"
+    attention: str = "sdpa"
+    device: str = "cuda"
+    processes: int = 1
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the arithmetic's dtype."""
+        return 4 if self.dtype == "float32" else 2
+
+    def adapter_weights(self, shape: Shape) -> int:
+        """Entries of the adapter's matrices."""
+        layer = sum(self.rank * (one.inputs + one.outputs) + self.dora * one.outputs for one in self.targets)
+        if self.experts:  # peft gives the fused gate and up projection twice the rank
+            inner, hidden = shape.expert_intermediate, shape.hidden
+            each = 2 * self.rank * (hidden + 2 * inner) + self.rank * (inner + hidden)
+            layer += self.rank * (hidden + shape.experts) + shape.experts * each
+        return self.adapted_layers * layer
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by part, for each moment of a run. On CUDA, `total` counts what torch's allocator does not see too."""
+
+    moments: dict[str, dict[str, int]] = field(default_factory=dict)
+    device: str = "cuda"
+
+    def at(self, moment: str) -> int:
+        """Bytes of live tensors at a moment."""
+        return sum(self.moments[moment].values())
+
+    @property
+    def moment(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments, key=self.at)
+
+    @property
+    def tensors(self) -> int:
+        """Peak of live tensors, which torch's allocator counts."""
+        return self.at(self.moment)
+
+    @property
+    def total(self) -> int:
+        """What the device must have free."""
+        if self.device != "cuda":
+            return self.tensors
+        fixed = sum(self.moments["loaded"].values())
+        return int(self.tensors + FRAGMENTATION * max(0, self.tensors - fixed)) + CUDA_CONTEXT
+
+
+def plan_memory(shape: Shape, setting: Setting) -> Memory:
+    """The peak of a run, by part and moment: after loading, in the loss, backward, the update, evaluation, saving."""
+    s = setting
+    base = base_bytes(shape, s)
+    trained = s.adapter_weights(shape) + s.whole
+    adapter = 4 * trained
+    states = int(optimizer_bytes(s.optimizer) * trained)
+    gradients = 4 * trained
+    if s.processes > 1:
+        gradients *= 2  # DDP's buckets
+    tokens = s.micro_batch * s.longest
+    shifted = s.micro_batch * max(1, s.longest - 1)  # the last token of a row predicts nothing
+    scored = min(shifted, s.micro_batch * s.supervised) if s.device == "cuda" else shifted
+    kept = kept_bytes(shape, s) * tokens + mask_bytes(shape, s)
+    if s.experts:  # peft adds the adapter to a copy of the experts' weights
+        kept += 3 * shape.experts * shape.expert_intermediate * shape.hidden * s.itemsize
+    inputs = tokens * shape.hidden * s.itemsize
+    if s.checkpointing == "none":
+        held, again = shape.layers * kept, 0
+    else:
+        held, again = (2 if s.checkpointing == "offload" else shape.layers) * inputs, kept
+    casts = 2 * trained if s.itemsize == 2 else 0  # autocast's copies of the adapter
+    held += head_bytes(shape, s, tokens)
+    fixed = {"base": base, "adapter": adapter}
+    moments = {"loaded": dict(fixed)}
+    running = {**fixed, "optimizer": states}
+    earlier = gradients if s.accumulation > 1 else 0  # of the micro-batches before
+    moments["loss"] = running | {
+        "gradients": earlier,
+        "activations": held + casts,
+        "loss": loss_bytes(shape, s, scored),
+    }
+    moments["backward"] = running | {
+        "gradients": max(earlier, gradients // max(1, shape.layers)),
+        "activations": held + again + casts,
+        "transient": transient_bytes(shape, s, tokens),
+    }
+    moments["update"] = running | {"gradients": gradients}
+    if s.eval_longest:
+        shown = (s.eval_batch or s.micro_batch) * s.eval_longest
+        block, loss = transient_bytes(shape, s, shown), loss_bytes(shape, s, shown, backward=False)
+        moments["evaluation"] = running | {"activations": shown * shape.hidden * s.itemsize + casts}
+        moments["evaluation"] |= {"transient": block} if block > loss else {"loss": loss}
+    moments["save"] = running | {"copies": adapter}
+    return Memory(moments, s.device)
+
+
+def base_bytes(shape: Shape, s: Setting) -> int:
+    """The frozen weights."""
+    linear = 0.0
+    for one in shape.linears:
+        if s.quantization == "none":
+            linear += one.weights * s.itemsize
+        elif s.quantization == "int8":
+            linear += one.weights + 4 * one.outputs
+        else:
+            # Absmax of blocks of 64 in 8 bit, theirs of blocks of 256 in float32, and two code tables (QLoRA).
+            blocks = -(-one.weights // 64)
+            linear += one.weights / 2 + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+        linear += one.outputs * s.itemsize if one.bias else 0
+    rest = shape.layers * shape.block_other + shape.other + shape.embeddings
+    return int(shape.layers * linear + rest * s.itemsize)
+
+
+def optimizer_bytes(name: str) -> float:
+    """Bytes of state for each trainable parameter, of an optimizer by transformers' name."""
+    if "paged" in name:
+        return OPTIMIZER_BYTES["paged_32bit"]
+    eight = "8bit" in name
+    if "ademamix" in name:
+        return OPTIMIZER_BYTES["ademamix_8bit" if eight else "ademamix"]
+    if "lion" in name:
+        return OPTIMIZER_BYTES["lion_8bit" if eight else "lion"]
+    if eight:
+        return OPTIMIZER_BYTES["8bit"]
+    return next((size for key, size in OPTIMIZER_BYTES.items() if name.startswith(key)), OPTIMIZER_BYTES["adamw"])
+
+
+def kept_bytes(shape: Shape, s: Setting) -> int:
+    """Bytes that autograd keeps for backward of one block, for each token."""
+    e, wide = s.itemsize, shape.heads * shape.head_dim
+    narrow = shape.kv_heads * shape.head_dim
+    size = shape.kept_norms * (shape.hidden * (e if shape.plain_norms else 4) + 4)
+    size += shape.head_norms * (4 * shape.head_dim + 4)
+    inner = max(shape.intermediate, shape.active_experts * shape.expert_intermediate)
+    widths = {"block": shape.hidden, "attention": wide, "mlp": shape.hidden, "product": inner}
+    # peft casts a layer's input to the adapter's float32 and autocast casts it back, so each layer keeps a copy of its
+    # own; its 4-bit layers leave that out when autocast is on, which they ask of CUDA alone.
+    cast = e == 2 and (s.quantization in ("none", "int8") or s.device == "cpu")
+    for reads, width in widths.items():
+        adapted = [one for one in s.targets if one.reads == reads]
+        # bitsandbytes' 8-bit layers keep their input besides.
+        plain = s.quantization == "int8" and any(one.reads == reads for one in shape.linears)
+        if reads != "attention":  # whose output attention keeps already
+            size += width * e * (plain or (bool(adapted) and not cast and not s.dropout))
+        size += sum(s.rank * e + (s.dora * one.outputs * 2 * e) for one in adapted)
+        size += width * e * len(adapted) * cast
+        if s.dropout:
+            size += len(adapted) * width * (e + (e if s.device == "cpu" else 1))
+    keys = wide if s.padded or s.packed else narrow
+    size += e * (wide + 2 * keys + wide) + 4 * shape.heads
+    size += e * (2 * wide + keys) * shape.sliced
+    if shape.experts:
+        size += e * (shape.active_experts * 2 * shape.hidden + shape.hidden)
+    size += inner * e * ((4 if s.experts else 3) if shape.experts else 3 if shape.gated else shape.activation_kept)
+    size += shape.dropped_hidden * shape.hidden * (e if s.device == "cpu" else 1)
+    return size
+
+
+def mask_bytes(shape: Shape, s: Setting) -> int:
+    """Bytes of attention masks and, for eager attention, of its scores, for one block of one micro-batch."""
+    square = s.micro_batch * s.longest**2
+    if s.attention == "eager":
+        return square * shape.heads * (4 + 2 * s.itemsize)
+    if shape.dropped_attention and s.device == "cpu":
+        # torch has no kernel here that drops: it keeps softmax, mask and what is left, and scaled queries and keys.
+        return 4 * (3 * square * shape.heads + 2 * s.micro_batch * s.longest * shape.heads * shape.head_dim)
+    windowed = shape.window is not None and s.longest > shape.window
+    # torch turns a mask into one of numbers, in every block (aten's convert_boolean_attn_mask).
+    return square * s.itemsize if s.padded or s.packed or windowed else 0
+
+
+def head_bytes(shape: Shape, s: Setting, tokens: int) -> int:
+    """What is held around the blocks: embeddings, positions, the last norm's input and output."""
+    return tokens * (shape.hidden * (4 + s.itemsize) + 2 * shape.head_dim * s.itemsize)
+
+
+def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> int:
+    """trl's chunked loss: a tile of logits, on a CPU with its float32 temporaries, and the hidden states' gradient."""
+    rows, words = min(scored, LOSS_TOKENS), min(shape.vocab, LOSS_WORDS)
+    tile = rows * LOSS_WORDS * s.itemsize
+    states = scored * shape.hidden * (4 + (s.itemsize if s.micro_batch > 1 else 0)) if backward else 0
+    if s.device == "cuda":
+        return tile + states
+    return tile + int((7.25 if backward else 3.25) * 4 * rows * words) + states
+
+
+def transient_bytes(shape: Shape, s: Setting, tokens: int) -> int:
+    """The most that a block's backward holds at once besides what forward kept."""
+    inner = max(shape.intermediate, shape.active_experts * shape.expert_intermediate, shape.hidden)
+    largest = max((one.weights for one in shape.linears), default=0)
+    unpacked = largest * s.itemsize if s.quantization != "none" else 0
+    size = tokens * s.itemsize * (inner + 2 * shape.hidden) + max(tokens * s.itemsize * inner, unpacked)
+    if s.dora:
+        size += 4 * (2 * largest + max((one.inputs**2 for one in s.targets), default=0))
+    return size

@@ -1,0 +1,313 @@
+"""The plan of a run: from its recipe, the model's shapes and the rows' lengths to memory, settings and time."""
+
+import datetime
+import json
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lorasmith import upstream
+from lorasmith.errors import FitError, ModelError
+from lorasmith.memory import fit
+from lorasmith.memory.fit import Proposal, Workload
+from lorasmith.memory.machine import Machine
+from lorasmith.memory.peak import GIB, Memory, Setting, plan_memory
+from lorasmith.memory.shapes import Shape
+from lorasmith.memory.speed import keep_machine_facts, machine_facts
+from lorasmith.recipe import LORA_METHODS, Recipe
+
+KEPT_SPEEDS = 200  # of runs of different kinds
+SAMPLE = 512  # rows whose lengths stand for all in a plan's arithmetic
+EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
+EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
+CHECKPOINTING = {True: "all", False: "none", "offload": "offload"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Lengths of what is trained on.
+
+    Attributes:
+        lengths: Tokens of each row, or of a sample of them.
+        count: Rows.
+        longest: Tokens of the longest.
+        supervised: Trained tokens of a row, at most.
+        eval_longest: Tokens of the longest evaluation row, 0 without any.
+        why: Where the lengths come from.
+    """
+
+    lengths: list[int]
+    count: int
+    longest: int
+    supervised: int
+    eval_longest: int
+    why: str
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a mean row."""
+        return sum(self.lengths) / max(1, len(self.lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was planned.
+
+    Attributes:
+        proposals: The smallest changes that make the run fit, when it does not.
+        why: Why this micro-batch and this checkpointing.
+        notes: What the plan does not know.
+    """
+
+    recipe: Recipe
+    shape: Shape
+    setting: Setting
+    memory: Memory
+    machine: Machine
+    rows: Rows
+    speed: float
+    why: str
+    proposals: list[Proposal] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the device, what the process held before included."""
+        return self.memory.total + self.machine.base
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits."""
+        return self.needed <= self.machine.budget
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        steps = self.recipe.trainer.get("max_steps", -1)
+        if isinstance(steps, int) and steps > 0:
+            return steps
+        epochs = float(self.recipe.trainer.get("num_train_epochs", 3))
+        return max(1, round(epochs * -(-self.rows.count // self.recipe.run.effective_batch)))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding that the whole run trains."""
+        return round(self.updates * self.recipe.run.effective_batch * self.rows.mean)
+
+    @property
+    def seconds(self) -> float:
+        """Of the training itself."""
+        return self.tokens / (self.speed * self.setting.processes)
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the run writes: the adapter, and checkpoints of it with its optimizer's states."""
+        weights = self.setting.adapter_weights(self.shape) + self.setting.whole
+        trainer = self.recipe.trainer
+        saves = 0
+        if trainer.get("save_strategy", "steps") != "no":
+            every = trainer.get("save_steps", 500)
+            saves = 1 + (self.updates // int(every) if isinstance(every, int) and every >= 1 else 1)
+        kept = trainer.get("save_total_limit")
+        saves = min(saves, int(kept) + 1) if isinstance(kept, int) else saves
+        return 4 * weights + saves * 12 * weights + (16 << 20)
+
+    @property
+    def kind(self) -> str:
+        """What runs of like speed share: the model and the settings that its speed hangs on."""
+        one = self.setting
+        how = (one.quantization, one.dtype, self.recipe.adapter.method, one.checkpointing, str(one.processes))
+        return "|".join((self.machine.name, self.recipe.model.name, *how))
+
+    def line(self) -> str:
+        """The verdict in a sentence."""
+        room = (self.machine.budget - self.needed) / GIB
+        verdict = f"fits, {room:.2f} GiB to spare" if self.fits else f"does not fit, {-room:.2f} GiB too much"
+        return f"plan: {self.needed / GIB:.2f} of {self.machine.budget / GIB:.2f} GiB: {verdict}"
+
+    def parts_line(self) -> str:
+        """The peak by part."""
+        parts = self.memory.moments[self.memory.moment]
+        shown = [f"{name} {size / GIB:.2f}" for name, size in parts.items() if size >= 0.005 * GIB]
+        outside = self.needed - sum(parts.values())
+        shown += [f"outside of tensors {outside / GIB:.2f}"] if outside >= 0.005 * GIB else []
+        return f"  at the peak ({self.memory.moment}): {', '.join(shown)}"
+
+    def batch_line(self) -> str:
+        """The settings chosen, with the reason."""
+        kind = {"none": "no checkpointing", "all": "checkpointing", "offload": "checkpointing with offload"}
+        return f"  micro-batch {self.setting.micro_batch}, {kind[self.setting.checkpointing]}: {self.why}"
+
+    def time_line(self) -> str:
+        """How long it takes."""
+        disk = f"; {self.disk / GIB:.2f} GiB of disk"
+        return (
+            f"  time: {self.tokens:,} tokens in {self.updates:,} updates, about {self.speed:,.0f} tokens/s "
+            f"({self.machine.rate.why}): {spelled(self.seconds)}{disk}"
+        )
+
+    def lines(self) -> list[str]:
+        """All of it for a run's screen."""
+        notes = [f"  note: {note}" for note in self.notes]
+        return [self.line(), self.parts_line(), self.batch_line(), self.time_line(), *notes]
+
+    def error(self) -> FitError:
+        """The verdict of a run that does not fit, with what mends it."""
+        ways = "; or ".join(proposal.text() for proposal in self.proposals[:3])
+        what = f"Make it fit with: {ways}." if ways else "No setting of this recipe makes it fit: take a smaller model."
+        needed, has = self.needed / GIB, self.machine.budget / GIB
+        return FitError(f"the run needs {needed:.2f} GiB; {self.machine.name} has {has:.2f}. {what}")
+
+    def record(self, held_gib: float) -> dict[str, Any]:
+        """For run.json.
+
+        Args:
+            held_gib: What the process holds outside of the plan, just before the weights; 0 on CUDA.
+        """
+        return {
+            "predicted_gib": round(held_gib + self.memory.tensors / GIB, 3),
+            "tensors_gib": round(self.memory.tensors / GIB, 3),
+            "budget_gib": round(self.machine.budget / GIB, 3),
+            "moment": self.memory.moment,
+            "parts_gib": {k: round(v / GIB, 3) for k, v in self.memory.moments[self.memory.moment].items()},
+            "tokens_per_second": round(self.speed, 1),
+            "why": self.why,
+            "kind": self.kind,
+        }
+
+
+def make_plan(recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, processes: int = 1) -> Plan:
+    """Plan a run; where the recipe says auto, the fastest setting that fits is chosen.
+
+    Args:
+        processes: Devices that share the effective batch.
+    """
+    per_process = max(1, recipe.run.effective_batch // processes)
+    setting, notes = setting_of(recipe, shape, rows, machine.device, processes)
+    work = Workload(shape, _sample(rows.lengths), per_process, machine.rate)
+    wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
+    sizes = fit.micro_batches(per_process) if wanted == "auto" else [wanted]
+    allowed = ["none", "all", "offload"] if machine.device == "cuda" else ["none", "all"]
+    kinds = allowed if recompute == "auto" else [CHECKPOINTING[recompute]]
+    room = machine.budget - machine.base
+    found = fit.fastest(work, setting, room, sizes, kinds)
+    if found is None:
+        # Nothing that the recipe allows fits; the changes start from what it says, or from the smallest it allows.
+        setting = fit.with_batch(setting, sizes[0], per_process, checkpointing=kinds[-1 if recompute == "auto" else 0])
+        memory, speed, why = plan_memory(shape, setting), work.speed(setting), "the least that the recipe allows"
+        proposals = fit.smallest_changes(work, setting, room)
+        return Plan(recipe, shape, setting, memory, machine, rows, speed, why, proposals, notes)
+    setting, memory, speed = found
+    planned = Plan(recipe, shape, setting, memory, machine, rows, speed, "")
+    measured = machine_facts().get("runs", {}).get(planned.kind)
+    why = "as the recipe says" if len(sizes) == len(kinds) == 1 else "the fastest that fits"
+    if len(sizes) * len(kinds) > 1 and setting.checkpointing == "none" and len(kinds) > 1:
+        slower = work.speed(replace(setting, checkpointing="all"))
+        why += f", {speed / slower:.2f} times as fast as with checkpointing" if slower < speed else ""
+    if measured:
+        speed, machine = float(measured), replace(machine, rate=replace(machine.rate, why="as measured here before"))
+    return Plan(recipe, shape, setting, memory, machine, rows, speed, why, [], notes)
+
+
+def keep_speed(kind: str, tokens_per_second: float) -> None:
+    """Remember a run's measured speed, per device, for the plans of others like it (`Plan.kind`)."""
+    known = machine_facts().get("runs", {})
+    known.pop(kind, None)
+    keep_machine_facts(runs=dict([*known.items(), (kind, round(tokens_per_second, 1))][-KEPT_SPEEDS:]))
+
+
+def with_length(recipe: Recipe, positions: int | None) -> tuple[Recipe, str]:
+    """The recipe with its `trainer.max_length` settled, and the reason.
+
+    Args:
+        positions: Longest row that the base model has positions for, if its config says.
+
+    Raises:
+        ModelError: If the recipe asks for more.
+    """
+    if "max_length" in recipe.trainer:
+        wanted = recipe.trainer["max_length"]
+        if positions is not None and wanted is not None and wanted > positions:
+            raise ModelError(f"trainer.max_length is `{wanted}`; the model has {positions} positions. Lower it.")
+        return recipe, "as the recipe says"
+    length, why = int(upstream.trainer_fields("sft")["max_length"].default), "trl's default"
+    if positions is not None and positions < length:
+        length, why = positions, f"the model has {positions} positions"
+    return recipe.model_copy(update={"trainer": {**recipe.trainer, "max_length": length}}), why
+
+
+def setting_of(
+    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1
+) -> tuple[Setting, tuple[str, ...]]:
+    """What memory depends on, from a recipe, and notes on what the plan does not know."""
+    adapter, trainer, notes = recipe.adapter, recipe.trainer, []
+    options = dict(adapter.options)
+    rank, targets, method = adapter.rank, adapter.target_modules, adapter.method
+    if adapter.from_ is not None:
+        saved = json.loads((Path(adapter.from_) / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, targets = int(saved.get("r") or rank), saved.get("target_modules") or targets
+    if method not in LORA_METHODS:
+        notes.append(f"adapter.method {method} is planned as LoRA of rank {rank}")
+    chosen = shape.targets(targets, options.get("exclude_modules"))
+    layers = options.get("layers_to_transform")
+    adapted = shape.layers if layers is None else len(layers) if isinstance(layers, list) else 1
+    tokens = len(recipe.model.add_tokens) + (2 if recipe.model.chat_template == "chatml" else 0)
+    whole = tokens * shape.hidden * (1 if shape.tied else 2)
+    for name in options.get("modules_to_save") or []:
+        whole += (
+            shape.vocab * shape.hidden if name in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out") else 0
+        )
+    optimizer = str(trainer.get("optim", upstream.trainer_fields("sft")["optim"].default))
+    packing = bool(trainer.get("packing"))
+    longest = rows.longest
+    if packing:
+        longest = int(trainer.get("max_length") or longest)
+    per_process = max(1, recipe.run.effective_batch // processes)
+    micro = per_process if recipe.run.micro_batch == "auto" else int(recipe.run.micro_batch)
+    dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    setting = Setting(
+        quantization=recipe.model.quantization,
+        dtype=dtype,
+        targets=chosen,
+        adapted_layers=adapted,
+        rank=rank,
+        longest=longest,
+        supervised=longest if packing else rows.supervised,
+        micro_batch=micro,
+        accumulation=max(1, per_process // micro),
+        experts=bool(shape.experts) and adapts_experts(targets),
+        dora=method == "dora",
+        dropout=adapter.dropout > 0,
+        whole=whole,
+        optimizer=optimizer,
+        eval_longest=rows.eval_longest,
+        eval_batch=int(trainer.get("per_device_eval_batch_size", 0)),
+        padded=not packing and len(set(rows.lengths)) > 1,
+        packed=packing,
+        checkpointing=CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
+        attention="sdpa" if recipe.model.attention == "auto" else recipe.model.attention,
+        device=device,
+        processes=processes,
+    )
+    return setting, tuple(notes)
+
+
+def adapts_experts(targets: str | list[str]) -> bool:
+    """Whether peft puts an adapter on fused experts too."""
+    return targets == "all-linear" or bool(EXPERT_LAYERS & set([targets] if isinstance(targets, str) else targets))
+
+
+def spelled(seconds: float) -> str:
+    """A duration for people, and when it ends for those that take long."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return f"{seconds / 3600:.1f} h, to {end:%a %d %b %H:%M}"
+
+
+def _sample(lengths: list[int]) -> list[int]:
+    """Some of the lengths, in a random order, as training draws the rows."""
+    return random.Random(0).sample(lengths, min(SAMPLE, len(lengths)))

@@ -1,0 +1,178 @@
+"""How long a run takes: arithmetic per token, and what machines do of it in a second."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasmith.memory.peak import Setting
+from lorasmith.memory.shapes import Shape
+
+SHARE_OF_PEAK = 0.30  # of a card's data sheet, assumed; torchtune reports 34 to 56 % with packed rows
+SHARE_OF_MATMUL = 0.6  # of a CPU's matmul rate, assumed until a run on this machine has been measured
+LAYER_SECONDS = {"cuda": 0.002, "cpu": 0.001}  # of a block's Python and launches, forward and backward
+DEQUANTIZED_BYTES = 2.5  # moved for each 4-bit weight that is unpacked
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU by its maker's data sheet.
+
+    Attributes:
+        gib: Memory.
+        tflops: Dense matrix TFLOP/s in 16 bit with float32 accumulation.
+        gbps: Memory bandwidth in GB/s.
+    """
+
+    name: str
+    gib: float
+    tflops: float
+    gbps: float
+
+
+CARDS = (
+    Card("RTX 4060", 8, 30.2, 272),
+    Card("RTX 3060", 12, 25.4, 360),
+    Card("RTX 4060 Ti", 16, 44.1, 288),
+    Card("T4", 15, 65, 320),
+    Card("RTX 4080", 16, 97.5, 717),
+    Card("RTX 4090", 24, 165.2, 1008),
+    Card("RTX 3090", 24, 71, 936),
+    Card("L4", 24, 121, 300),
+    Card("A10", 24, 125, 600),
+    Card("RTX 5090", 32, 209.5, 1792),
+    Card("A100-SXM4-40GB", 40, 312, 1555),
+    Card("RTX A6000", 48, 154.8, 768),
+    Card("RTX 6000 Ada", 48, 182.1, 960),
+    Card("A100-SXM4-80GB", 80, 312, 2039),
+    Card("A100 80GB", 80, 312, 1935),
+    Card("H100", 80, 989, 3350),
+    Card("H200", 141, 989, 4800),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a machine computes.
+
+    Attributes:
+        flops: Useful FLOP/s in training's matrix products.
+        bytes: Memory bandwidth in bytes/s.
+        why: Where the figure comes from.
+    """
+
+    flops: float
+    bytes: float
+    why: str
+
+
+def card_of(gib: float, name: str = "") -> Card:
+    """The card of a name, else the slowest typical one of at least this memory."""
+    for card in sorted(CARDS, key=lambda one: -len(one.name)):
+        if card.name.lower() in name.lower():
+            return card
+    return next((card for card in CARDS if card.gib >= gib), CARDS[-1])
+
+
+def card_rate(gib: float, name: str = "") -> Rate:
+    """What a known card is assumed to do."""
+    card = card_of(gib, name)
+    why = f"{SHARE_OF_PEAK:.0%} of the data sheet of an {card.name} assumed, {card.tflops:g} TFLOP/s"
+    return Rate(card.tflops * 1e12 * SHARE_OF_PEAK, card.gbps * 1e9, why)
+
+
+def cpu_rate(threads: int) -> Rate:
+    """What this CPU does, from the last measurement of a script that loads torch, else from a short one by numpy."""
+    known = machine_facts().get("matmul")
+    if known:
+        return Rate(
+            known["flops"] * SHARE_OF_MATMUL, 1e10, f"from its matmul rate, {known['flops'] / 1e9:,.0f} GFLOP/s"
+        )
+    import numpy as np
+
+    left = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        left @ left
+        best = min(best, time.perf_counter() - start)
+    flops = 2 * 768**3 / best
+    return Rate(flops * SHARE_OF_MATMUL, 1e10, f"from its matmul rate, {flops / 1e9:,.0f} GFLOP/s on {threads} threads")
+
+
+def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervised: float = 1.0) -> float:
+    """Arithmetic of one trained token, forward and backward, recomputation included.
+
+    Args:
+        mean_length: Tokens of the row that a mean token stands in.
+        supervised: Share of the positions that go through the output layer.
+    """
+    linear = 2.0 * shape.used_weights
+    head = 2.0 * shape.vocab * shape.hidden * (supervised if setting.device == "cuda" else 1.0)
+    attention = 2.0 * mean_length * shape.layers * shape.heads * shape.head_dim
+    adapter = 2.0 * setting.adapter_weights(shape)
+    forward = linear + attention + adapter
+    # trl's loss projects once forward and twice backward; frozen weights need no gradient of their own.
+    total = forward + linear + 2 * attention + 2 * adapter + 3 * head
+    return total + (forward if setting.checkpointing != "none" else 0.0)
+
+
+def micro_batch_seconds(shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float) -> float:
+    """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, and the blocks' overhead."""
+    passes = 2 if setting.checkpointing == "none" else 3
+    seconds = tokens * flops_per_token(shape, setting, mean_length) / rate.flops
+    if setting.quantization in ("nf4", "fp4"):
+        seconds += passes * DEQUANTIZED_BYTES * shape.layers * shape.block_weights / rate.bytes
+    if setting.quantization == "int8":
+        seconds *= 1.5  # bitsandbytes' mixed decomposition; ms-swift and PEFT report 1.3 to 2 times
+    if setting.dora:
+        seconds *= 1.26  # PEFT's method comparison, L40S
+    if setting.checkpointing == "offload":
+        seconds += 2 * tokens * shape.hidden * 2 * shape.layers / 12e9 * 0.2  # PCIe, mostly behind the arithmetic
+    return seconds + LAYER_SECONDS[setting.device] * shape.layers * passes / 2
+
+
+def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effective: int, rate: Rate) -> float:
+    """Tokens without padding that are trained in a second.
+
+    Args:
+        lengths: Of the rows, or of a sample of them.
+        effective: Rows an update on one device, sorted by length among themselves as the trainer does.
+    """
+    seconds, tokens = 0.0, 0
+    mean = sum(length * length for length in lengths) / max(1, sum(lengths))
+    for start in range(0, len(lengths), effective):
+        window = sorted(lengths[start : start + effective], reverse=True)
+        for first in range(0, len(window), setting.micro_batch):
+            batch = window[first : first + setting.micro_batch]
+            seconds += micro_batch_seconds(shape, setting, batch[0] * len(batch), rate, mean)
+            tokens += sum(batch)
+    return tokens / seconds
+
+
+def facts_file() -> Path:
+    """Where measurements of this machine are kept between runs."""
+    return Path(os.environ.get("LORASMITH_CACHE") or Path.home() / ".cache" / "lorasmith") / "machine.json"
+
+
+def machine_facts() -> dict[str, Any]:
+    """Measurements of this machine, or nothing yet."""
+    try:
+        found = json.loads(facts_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def keep_machine_facts(**facts: Any) -> None:
+    """Add measurements; a machine without a writable cache goes without."""
+    path = facts_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(machine_facts() | facts, indent=1), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        return

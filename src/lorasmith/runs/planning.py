@@ -1,0 +1,84 @@
+"""Step 6 of a run: the memory plan, which chooses what the recipe leaves open and stops a run that does not fit."""
+
+from dataclasses import replace
+from typing import Any
+
+from lorasmith import hardware
+from lorasmith.console import say
+from lorasmith.data.prepare import Prepared
+from lorasmith.errors import ModelError
+from lorasmith.hardware import Hardware
+from lorasmith.memory import fit, machine, speed
+from lorasmith.memory.machine import Machine
+from lorasmith.memory.plans import Plan, Rows, make_plan
+from lorasmith.memory.shapes import UnknownArchitectureError, read_shape
+from lorasmith.recipe import Recipe
+from lorasmith.runs.settings import world_size
+
+LARGEST_UNPLANNED = 8  # rows of a micro-batch where there is no plan
+
+
+def plan_run(
+    recipe: Recipe, config: dict[str, Any], device: Hardware, prepared: Prepared
+) -> tuple[Recipe, dict[str, str], Plan | None]:
+    """The recipe with its micro-batch and checkpointing settled, the reasons, and the plan, which is said.
+
+    Args:
+        config: The base model's configuration.
+
+    Raises:
+        ModelError: If the recipe asks for what this device cannot do.
+        FitError: If the run does not fit.
+    """
+    if recipe.run.gradient_checkpointing == "offload" and device.device == "cpu":
+        raise ModelError("run.gradient_checkpointing is `offload`, which needs a GPU. Use auto, true or false.")
+    try:
+        shape = read_shape(config, recipe.model.name)
+    except UnknownArchitectureError as error:
+        say(f"plan: not made. {error}")
+        return _settled(recipe, _unplanned(recipe), recipe.run.gradient_checkpointing is True), {}, None
+    plan = make_plan(recipe, shape, rows_of(prepared), machine_of(device), world_size())
+    for line in plan.lines():
+        say(line)
+    if not plan.fits:
+        raise plan.error()
+    recompute: bool | str = {"none": False, "all": True, "offload": "offload"}[plan.setting.checkpointing]  # type: ignore[assignment]
+    reasons = {"micro_batch": plan.why, "gradient_checkpointing": plan.why}
+    return _settled(recipe, plan.setting.micro_batch, recompute), reasons, plan
+
+
+def disk_gib(plan: Plan | None) -> float:
+    """What the run will write, with as much again for a save beside the last one; half a GiB where there is no plan."""
+    return 0.5 if plan is None else 0.1 + 2 * plan.disk / 2**30
+
+
+def rows_of(prepared: Prepared) -> Rows:
+    """Exact lengths of the audited rows."""
+    lengths = [len(row.input_ids) for row in prepared.train]
+    supervised = max((row.supervised for row in prepared.train), default=0)
+    longest = max((len(row.input_ids) for row in prepared.eval), default=0)
+    return Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows")
+
+
+def machine_of(device: Hardware) -> Machine:
+    """What this process may use of its device."""
+    processes = world_size()
+    if device.device == "cpu":
+        cpu = machine.this_cpu(base=int(hardware.memory_gib(device) * 2**30) + machine.TRL)
+        return replace(cpu, name=device.name, budget=cpu.budget // processes)
+    # Free memory differs a little between the cards of one run, and all ranks must choose the same.
+    size = hardware.free_gpu_bytes() if processes == 1 else int((device.memory_gib - 0.7) * 2**30)
+    budget = int(size * (1 - machine.SPARED))
+    return Machine("cuda", device.name, device.count, budget, speed.card_rate(device.memory_gib, device.name))
+
+
+def _settled(recipe: Recipe, micro_batch: int, recompute: bool | str) -> Recipe:
+    run = recipe.run.model_copy(update={"micro_batch": micro_batch, "gradient_checkpointing": recompute})
+    return recipe.model_copy(update={"run": run})
+
+
+def _unplanned(recipe: Recipe) -> int:
+    if recipe.run.micro_batch != "auto":
+        return recipe.run.micro_batch
+    sizes = fit.micro_batches(max(1, recipe.run.effective_batch // world_size()))
+    return max(size for size in sizes if size <= LARGEST_UNPLANNED)
