@@ -27,6 +27,10 @@ SMALL = {
     "qwen3": {"model_type": "qwen3", "head_dim": 64, "intermediate_size": 768, "num_key_value_heads": 4, "tie_word_embeddings": True},
     "gemma3": {"model_type": "gemma3_text", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64,
                "intermediate_size": 1024, "sliding_window": 4096, "tie_word_embeddings": True},
+    "gemma2": {"model_type": "gemma2", "head_dim": 32, "num_key_value_heads": 4, "intermediate_size": 704},
+    "phi3": {"model_type": "phi3", "num_key_value_heads": 4, "intermediate_size": 704},
+    "qwen3-moe": {"model_type": "qwen3_moe", "head_dim": 32, "num_key_value_heads": 4, "intermediate_size": 704,
+                  "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
     "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 6, "n_head": 8, "n_positions": 4096, "vocab_size": 8192},
 }  # fmt: skip
 COMMON = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 8192}
@@ -225,9 +229,9 @@ def make_model(cell: Cell, recipe: Any, folder: Path, device: str) -> Any:
     dtype = getattr(torch, cell.dtype)
     if device == "cpu":
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
-        return models.load_base_model(recipe.model, cell.dtype, "sdpa", device)
+        return models.load_base_model(recipe.model, cell.dtype, recipe.model.attention, device)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=recipe.model.attention)
     if cell.quantization != "none":
         quantize_in_place(model, models.quantization_config(cell.quantization, dtype), device)
     return model
@@ -277,7 +281,7 @@ def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
     }
     adapter = {"method": cell.method, "rank": cell.rank, "alpha": 32, "dropout": cell.dropout}
     return {
-        "model": {"name": str(folder / "model"), "quantization": cell.quantization, "dtype": cell.dtype, "attention": "sdpa"},
+        "model": {"name": str(folder / "model"), "quantization": cell.quantization, "dtype": cell.dtype, "attention": shape_of(config_of(cell.model)).attention},
         "adapter": adapter,
         "data": {"train": "made up"} | ({"eval_fraction": 0.5} if cell.evaluate else {}),
         "run": {"effective_batch": rows, "micro_batch": cell.micro_batch,

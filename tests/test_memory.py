@@ -356,3 +356,22 @@ def test_the_doctor_ends_with_2_when_something_must_be_mended(tmp_path):
     assert done.returncode == 2
     assert "bitsandbytes fails (libbitsandbytes_cpu.so: cannot open)" in done.stdout
     assert "pip install --force-reinstall --no-deps bitsandbytes" in done.stdout
+
+
+def test_the_grids_own_quantization_is_that_of_from_pretrained(small_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lorasmith import models
+    from lorasmith.recipe import Model
+
+    folder = small_model("llama")
+    ids = torch.arange(3, 40)[None]
+    for kind in ("nf4", "int8"):
+        loaded = models.load_base_model(Model(name=str(folder), quantization=kind), "float32", "sdpa", "cpu")
+        made = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        grid().quantize_in_place(made, models.quantization_config(kind, torch.float32), "cpu")
+        models.keep_4bit_layers_unpacked(made)
+        with torch.no_grad():
+            assert torch.allclose(loaded(ids).logits, made(ids).logits, atol=1e-5 if kind == "nf4" else 1e-2)
+        assert grid().held_bytes(made) == grid().held_bytes(loaded)

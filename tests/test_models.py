@@ -133,8 +133,9 @@ def test_pickled_weights_are_refused(tmp_path, small_model):
 
 
 def test_positions_and_attention_come_from_the_config_alone(small_model):
-    assert base_facts(Model(name=BASE)) == (512, True)
-    assert base_facts(Model(name=str(small_model("gemma2")))) == (512, False)
+    llama, gemma = base_facts(Model(name=BASE)), base_facts(Model(name=str(small_model("gemma2"))))
+    assert (llama.positions, llama.runs_on_sdpa, llama.config["model_type"]) == (512, True, "llama")
+    assert (gemma.positions, gemma.runs_on_sdpa) == (512, False)
     assert choose_attention("auto", runs_on_sdpa=False)[0] == "eager"
 
 
@@ -165,7 +166,7 @@ def test_a_base_without_template_tokens_gets_them_as_new_rows():
 def test_packed_rows_do_not_see_each_other_or_are_refused(kind, attention, small_model):
     """The judge is independent: each row alone must give the logits that it gives in the pack."""
     section = Model(name=str(small_model(kind)))
-    if attention == "sdpa" and not base_facts(section)[1]:
+    if attention == "sdpa" and not base_facts(section).runs_on_sdpa:
         pytest.skip("transformers has no sdpa for this architecture")
     model = load_base_model(section, "float32", attention, "cpu").eval()
     ids = torch.arange(2, 18)

@@ -215,7 +215,7 @@ def kept_bytes(shape: Shape, s: Setting) -> int:
         size += width * e * len(adapted) * cast
         if s.dropout:
             size += len(adapted) * width * (e + (e if s.device == "cpu" else 1))
-    keys = wide if s.padded or s.packed else narrow
+    keys = wide if s.padded or s.packed or s.attention == "eager" else narrow
     size += e * (wide + 2 * keys + wide) + 4 * shape.heads
     size += e * (2 * wide + keys) * shape.sliced
     if shape.experts:
@@ -229,7 +229,8 @@ def mask_bytes(shape: Shape, s: Setting) -> int:
     """Bytes of attention masks and, for eager attention, of its scores, for one block of one micro-batch."""
     square = s.micro_batch * s.longest**2
     if s.attention == "eager":
-        return square * shape.heads * (4 + 2 * s.itemsize)
+        # Softmax in float32, its copy in 16 bit, and a soft cap's tanh.
+        return square * shape.heads * (4 + (s.itemsize if s.itemsize == 2 else 0) + shape.capped * s.itemsize)
     if shape.dropped_attention and s.device == "cpu":
         # torch has no kernel here that drops: it keeps softmax, mask and what is left, and scaled queries and keys.
         return 4 * (3 * square * shape.heads + 2 * s.micro_batch * s.longest * shape.heads * shape.head_dim)
@@ -250,7 +251,7 @@ def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> 
     states = scored * shape.hidden * (4 + (s.itemsize if s.micro_batch > 1 else 0)) if backward else 0
     if s.device == "cuda":
         return tile + states
-    return tile + int((7.25 if backward else 3.25) * 4 * rows * words) + states
+    return tile + int(((7.25 if backward else 3.25) + shape.capped) * 4 * rows * words) + states
 
 
 def transient_bytes(shape: Shape, s: Setting, tokens: int) -> int:

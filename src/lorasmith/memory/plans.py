@@ -245,7 +245,10 @@ def setting_of(
     options = dict(adapter.options)
     rank, targets, method = adapter.rank, adapter.target_modules, adapter.method
     if adapter.from_ is not None:
-        saved = json.loads((Path(adapter.from_) / "adapter_config.json").read_text(encoding="utf-8"))
+        path = Path(adapter.from_) / "adapter_config.json"
+        if not path.is_file():
+            raise ModelError(f"{adapter.from_}: no adapter here (adapter_config.json is missing).")
+        saved = json.loads(path.read_text(encoding="utf-8"))
         rank, targets = int(saved.get("r") or rank), saved.get("target_modules") or targets
     if method not in LORA_METHODS:
         notes.append(f"adapter.method {method} is planned as LoRA of rank {rank}")
@@ -286,7 +289,7 @@ def setting_of(
         padded=not packing and len(set(rows.lengths)) > 1,
         packed=packing,
         checkpointing=CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
-        attention="sdpa" if recipe.model.attention == "auto" else recipe.model.attention,
+        attention=shape.attention if recipe.model.attention == "auto" else recipe.model.attention,
         device=device,
         processes=processes,
     )

@@ -110,6 +110,16 @@ class Shape:
     source: str = field(default="", compare=False)
 
     @property
+    def attention(self) -> str:
+        """The kernel that auto takes: sdpa, but for the architecture that has none in transformers."""
+        return "eager" if self.capped else "sdpa"
+
+    @property
+    def capped(self) -> bool:
+        """Whether attention scores and logits go through a soft cap."""
+        return self.kind == "gemma2"
+
+    @property
     def block_weights(self) -> int:
         """Entries of one block's linear weights."""
         return sum(linear.weights for linear in self.linears)
