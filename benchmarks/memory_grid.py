@@ -155,7 +155,7 @@ def measure(cell: Cell, device: str, cap: float = 1.0) -> dict[str, Any]:
         base = {"name": str(folder / "model"), "revision": None, "folder": str(folder / "model")}
         rows = type("Rows", (), {"train": train, "eval": evaluation})
         watch = Watch(folder / "out", machine)
-        adapted, trainer = script().make_trainer(recipe, trained, base, model, tokenizer, [], rows, watch)
+        adapted, trainer = script().make_trainer(recipe, trained, base, model, tokenizer, [], rows, [watch])
         del model
         if device == "cuda":
             torch.cuda.empty_cache()

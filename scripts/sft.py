@@ -1,8 +1,9 @@
 """Supervised fine-tuning: a base model, a recipe and rows go in, an adapter comes out.
 
-    accelerate launch scripts/sft.py RECIPE [section.key=value ...] [--dry-run] [--overwrite]
+    accelerate launch scripts/sft.py RECIPE [section.key=value ...] [--dry-run] [--overwrite] [--resume]
 
---dry-run checks all that needs no weights, prints the resolved recipe and writes nothing.
+--dry-run checks all that needs no weights, prints the resolved recipe and writes nothing. A run that was interrupted
+goes on from its last checkpoint when the same command is given again.
 """
 
 import argparse
@@ -32,18 +33,20 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
     from lorasmith import adapters, hardware, models
     from lorasmith.data.prepare import prepare, read_train_and_eval
-    from lorasmith.runs import folder, planning, report, settings
-    from lorasmith.runs.watch import Watch
+    from lorasmith.reliability import reopened, resume, stopping
+    from lorasmith.runs import folder, guarding, planning, report, settings
 
+    stopping.listener.listen()
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
     read = read_train_and_eval(requested.data, requested.seed)
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
-    recipe, reasons = settings.resolve(requested, machine, facts, folder.earlier(output, requested))
+    earlier = {} if arguments.overwrite else folder.earlier(output, requested)
+    recipe, reasons = settings.resolve(requested, machine, facts, earlier)
     rows = prepare(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
-    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows)
+    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
         say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")
@@ -60,29 +63,40 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         return
 
     base = models.base_identity(recipe.model)
-    run = report.begin(output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan)
+    template = models.template_hash(tokenizer)
+    terms = resume.contract(recipe, rows.fingerprint, tokenizer, template, base, folder.versions(), machine.device)
+    going_on = resume.find(
+        output, {} if arguments.overwrite else folder.read_json(output / "run.json"), terms, arguments.allow_change,
+        arguments.resume,
+    )  # fmt: skip
+    run = report.begin(
+        output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan, terms, going_on
+    )
     enter_run(output)
     base_model = models.load_base_model(recipe.model, recipe.model.dtype, recipe.model.attention, machine.device)
     models.grow_embeddings(base_model, tokenizer)
-    watch = Watch(output, machine)
-    model, trainer = make_trainer(recipe, config, base, base_model, tokenizer, new_token_ids, rows, watch)
+    guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
+    config.eval_on_start = config.eval_on_start and going_on.checkpoint is None
+    model, trainer = make_trainer(recipe, config, base, base_model, tokenizer, new_token_ids, rows, guards.callbacks)
     for line in adapters.coverage_lines(model, recipe.adapter):
         say(line)
     if new_token_ids:
         say(f"new tokens: {' '.join(tokenizer.convert_ids_to_tokens(new_token_ids))}; only their rows are trained")
 
     with adapters.initial_adapter(recipe.adapter, model) as initial:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(going_on.checkpoint) if going_on.checkpoint else None)
+        guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
         if is_first_process():
             adapters.save_adapter(model, output, base, initial)
             tokenizer.save_pretrained(output)
+            reopened.check_saved(model, output, initial is not None)
     report.finish(
         output,
         run,
-        watch,
+        guards.watch,
         model,
-        {"before": watch.first_evaluation, "after": after},
+        {"before": guards.watch.first_evaluation, "after": after},
         machine,
         trainer.state.global_step,
     )
@@ -96,7 +110,7 @@ def make_trainer(
     tokenizer: Any,
     new_token_ids: list[int],
     rows: Any,
-    watch: Any,
+    callbacks: list[Any],
 ) -> tuple[Any, Any]:
     """The adapted model and trl's trainer over it."""
     from torch.utils.data import DataLoader
@@ -106,6 +120,7 @@ def make_trainer(
 
     from lorasmith import adapters, models
     from lorasmith.data.prepare import as_dataset
+    from lorasmith.reliability.guarded import guarded
     from lorasmith.runs.order import with_update_order
 
     sets = [as_dataset(part) for part in (rows.train, rows.eval)]
@@ -117,15 +132,18 @@ def make_trainer(
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):
-        trainer = with_update_order(SFTTrainer)(
+        trainer = guarded(with_update_order(SFTTrainer))(
             model=model,
             args=config,
             train_dataset=sets[0],
             eval_dataset=sets[1] if rows.eval else None,
             processing_class=tokenizer,
-            callbacks=[watch, *stopping],
+            callbacks=[*callbacks, *stopping],
         )
     trainer.remove_callback(PrinterCallback)
+    trainer.kept_checkpoints = recipe.trainer.get("save_total_limit") or trainer.kept_checkpoints
+    for callback in callbacks:
+        callback.trainer = trainer
     if recipe.adapter.loraplus_lr_ratio is not None:
         trainer.optimizer = adapters.loraplus_optimizer(model, recipe.adapter, config)
     return model, trainer
@@ -137,6 +155,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
     parser.add_argument("--dry-run", action="store_true", help="check, print the resolved recipe, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in output_dir")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, or refuse")
+    parser.add_argument(
+        "--allow-change", action="append", default=[], metavar="FIELD", help="go on although it differs"
+    )
     return parser.parse_intermixed_args()
 
 

@@ -20,6 +20,7 @@ FLOORS = {
     "data": 3,
     "evaluation": 3,
     "checkup": 3,
+    "reliability": 3,
     "runs": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))

@@ -37,3 +37,9 @@ class DivergedError(LorasmithError):
     """Training left the finite numbers, or an export failed its proof."""
 
     exit_code = 4
+
+
+class StoppedError(LorasmithError):
+    """Stopped on request or for want of disk; what was done can be resumed."""
+
+    exit_code = 75

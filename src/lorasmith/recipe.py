@@ -129,6 +129,9 @@ class Run(Section):
     gradient_checkpointing: Literal["auto", "offload"] | bool = Field(
         "auto", description="Recompute activations for memory; offload: keep even the rest in the computer's memory."
     )
+    max_minutes: float | None = Field(None, gt=0, description="Stop then, with a checkpoint that the run goes on from.")
+    save_minutes: float | None = Field(10, gt=0, description="Write a checkpoint when the last one is this old.")
+    hang_minutes: float = Field(30, gt=0, description="End a process that has not moved for so long.")
     keep_checkpoints: bool = Field(False, description="Keep checkpoint-N folders of a finished run.")
     early_stopping: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
 

@@ -31,7 +31,7 @@ OWNED = {
     "truncation_mode": "Set data.on_too_long.",
     "push_to_hub": "Nothing is uploaded while training; upload the adapter's folder without private/ afterwards.",
     "hub_token": "Secrets do not belong in a recipe. Log in with: hf auth login.",
-    "resume_from_checkpoint": "A finished run is reused, an unfinished one is started anew.",
+    "resume_from_checkpoint": "The same command goes on with an unfinished run; --resume demands it.",
     "remove_unused_columns": "Rows are prepared by Lorasmith.",
     "disable_tqdm": "Progress is shown by Lorasmith.",
     "logging_nan_inf_filter": "A loss that is not finite stops the run.",

@@ -11,7 +11,8 @@ from pathlib import Path
 from lorasmith.console import complain, is_first_process
 from lorasmith.errors import FitError, LorasmithError
 
-INTERRUPTED = 130  # as a shell reports SIGINT; 75 is for stops that leave a resumable checkpoint
+INTERRUPTED = 130  # as a shell reports SIGINT
+STOPPED = 75  # on request; the same command goes on
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -22,7 +23,7 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except LorasmithError as error:
-        _leave(error, f"error: {error}", error.exit_code)
+        _leave(error, str(error) if error.exit_code == STOPPED else f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
         _leave(None, "stopped: interrupted from the keyboard.", INTERRUPTED)
     except BrokenPipeError:
@@ -49,16 +50,23 @@ def _as_fit(error: Exception) -> FitError | None:
 
 def _leave(error: BaseException | None, line: str, code: int) -> None:
     complain(line)
-    folder = _current_run
-    if folder is not None and is_first_process():
+    if _current_run is not None and error is not None:
+        trace = "".join(traceback.format_exception(error))
+        with (_current_run / "private" / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(trace)
+    record_end(line, code)
+    sys.exit(code)
+
+
+def record_end(line: str, code: int) -> None:
+    """Write the end of the open run into its folder, and the exit code for `scripts/launch.py`."""
+    if _current_run is not None:
         from lorasmith.runs.folder import write_status
 
-        if error is not None:
-            trace = "".join(traceback.format_exception(error))
-            with (folder / "private" / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(trace)
-        write_status(folder, code, line, None, "")
-    sys.exit(code)
+        write_status(_current_run, code, line, None, "")
+    path = os.environ.get("LORASMITH_EXIT")
+    if path:
+        Path(f"{path}.{os.environ.get('RANK', '0')}").write_text(str(code))
 
 
 _current_run: Path | None = None

@@ -19,12 +19,13 @@ LARGEST_UNPLANNED = 8  # rows of a micro-batch where there is no plan
 
 
 def plan_run(
-    recipe: Recipe, config: dict[str, Any], device: Hardware, prepared: Prepared
+    recipe: Recipe, config: dict[str, Any], device: Hardware, prepared: Prepared, earlier: dict[str, Any]
 ) -> tuple[Recipe, dict[str, str], Plan | None]:
     """The recipe with its micro-batch and checkpointing settled, the reasons, and the plan, which is said.
 
     Args:
         config: The base model's configuration.
+        earlier: run.json of this very recipe in its output folder, whose choices are kept; or empty.
 
     Raises:
         ModelError: If the recipe asks for what this device cannot do.
@@ -32,6 +33,9 @@ def plan_run(
     """
     if recipe.run.gradient_checkpointing == "offload" and device.device == "cpu":
         raise ModelError("run.gradient_checkpointing is `offload`, which needs a GPU. Use auto, true or false.")
+    if earlier:
+        chosen = earlier["recipe"]["run"]
+        recipe = _settled(recipe, chosen["micro_batch"], chosen["gradient_checkpointing"])
     try:
         shape = read_shape(config, recipe.model.name)
     except UnknownArchitectureError as error:
@@ -50,6 +54,15 @@ def plan_run(
 def disk_gib(plan: Plan | None) -> float:
     """What the run will write, with as much again for a save beside the last one; half a GiB where there is no plan."""
     return 0.5 if plan is None else 0.1 + 2 * plan.disk / 2**30
+
+
+def smallest_change(plan: Plan | None) -> str:
+    """What would save most memory at least cost, for a run that does not fit after all; or nothing."""
+    if plan is None:
+        return ""
+    work = fit.Workload(plan.shape, plan.rows.lengths[:64], plan.setting.micro_batch, plan.machine.rate)
+    found = fit.smallest_changes(work, plan.setting, int(0.9 * plan.memory.total), most=1)
+    return found[0].text() if found else ""
 
 
 def rows_of(prepared: Prepared) -> Rows:

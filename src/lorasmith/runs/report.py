@@ -16,6 +16,7 @@ from lorasmith.hardware import Hardware, held_gib, peak_memory_gib
 from lorasmith.memory.plans import Plan, keep_speed
 from lorasmith.models import template_hash
 from lorasmith.recipe import Recipe, recipe_text
+from lorasmith.reliability.resume import Resume
 from lorasmith.runs import folder as run_folder
 from lorasmith.runs.card import write_card
 from lorasmith.runs.plots import draw
@@ -37,8 +38,20 @@ def begin(
     rows: Prepared,
     base: dict[str, Any],
     plan: Plan | None,
+    contract: dict[str, Any],
+    resume: Resume,
 ) -> dict[str, Any]:
-    """Empty the run folder and write what is known before training; the record is completed by `finish`."""
+    """Write what is known before training, into an emptied folder or beside the checkpoint that the run goes on from.
+
+    The record is completed by `finish`.
+    """
+    if resume.checkpoint is not None:
+        earlier: dict[str, Any] = run_folder.read_json(folder / "run.json")
+        earlier["resumed"] = [*earlier.get("resumed", []), {"step": resume.step, "time": run_folder.now()}]
+        if is_first_process():
+            run_folder.write_status(folder, None, "training", resume.step, "")
+            run_folder.write_json(folder / "run.json", earlier)
+        return earlier
     run = {
         "method": "sft",
         "started": run_folder.now(),
@@ -56,6 +69,7 @@ def begin(
         "stop_token": tokenizer.eos_token,
         "versions": run_folder.versions(),
         "hardware": asdict(machine),
+        "contract": contract,
         "plan": plan.record(held_gib(machine)) if plan else None,
     }
     if is_first_process():

@@ -86,7 +86,8 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
     if not trainer.get("packing"):
         # Rows arrive tokenized, labelled and cut to length; trl's preparation would only walk them again.
         arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    return arguments | trainer
+    # Checkpoints are rotated behind their commit (reliability.checkpoints), where the last good one is known.
+    return arguments | trainer | {"save_total_limit": None}
 
 
 def make_config(kind: Any, recipe: Recipe, machine: Hardware) -> Any:

@@ -15,8 +15,6 @@ from lorasmith.console import say
 from lorasmith.errors import DivergedError
 from lorasmith.hardware import Hardware, memory_gib, peak_memory_gib
 
-SENSITIVE = ("training_args.bin",)  # a pickle that holds access tokens in clear text
-
 
 class Watch(TrainerCallback):
     """Show loss, tokens/s without padding, memory and time left; log them to metrics.jsonl."""
@@ -29,6 +27,18 @@ class Watch(TrainerCallback):
         self.tokens = 0
         self._start = self._paused = 0.0
         self._bar: Progress | None = None
+
+    def go_on(self, step: int) -> None:
+        """Take up the records of an interrupted run as they were at a step; later ones are dropped."""
+        path = self.folder / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # cut off while it was written
+            if record["step"] <= step:
+                self.history.append(record)
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -68,13 +78,12 @@ class Watch(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         logs = logs or {}
-        for name in ("loss", "eval_loss", "grad_norm"):
-            if name in logs and not math.isfinite(logs[name]):
-                self._stop_bar()
-                raise DivergedError(
-                    f"{name} is {logs[name]} at step {state.global_step}; nothing was saved. "
-                    "Lower trainer.learning_rate, or look for broken rows in private/."
-                )
+        if not math.isfinite(logs.get("eval_loss", 0.0)):
+            self._stop_bar()
+            raise DivergedError(
+                f"the evaluation loss is {logs['eval_loss']} at step {state.global_step}; the last checkpoint stands. "
+                "Lower trainer.learning_rate."
+            )
         if "loss" in logs:
             self.tokens = int(logs.get("num_tokens", 0))
         memory = round(memory_gib(self.hardware), 3)
@@ -99,9 +108,6 @@ class Watch(TrainerCallback):
         self._pause()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        for name in SENSITIVE:
-            for path in Path(args.output_dir or ".").glob(f"checkpoint-*/{name}"):
-                path.unlink(missing_ok=True)
         self._pause()
 
     def on_train_end(

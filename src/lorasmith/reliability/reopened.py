@@ -1,0 +1,60 @@
+"""A written adapter, read back: whole, finite, trained, and with an effect."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lorasmith.errors import DivergedError
+
+PROBE = 16  # tokens that adapter and base are compared on
+
+
+def check_saved(model: PeftModel, folder: Path, converted: bool = False) -> None:
+    """Compare an adapter on the disk with the one in memory.
+
+    Args:
+        converted: Whether it was saved as a difference of another rank, so that shapes are not the model's own.
+
+    Raises:
+        DivergedError: If the file is not the adapter, or the adapter does nothing.
+    """
+    try:
+        saved = load_file(folder / "adapter_model.safetensors")
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DivergedError(f"{folder}: the adapter written cannot be read back ({error}). Run it again.") from error
+    expected: dict[str, Any] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = expected.keys() ^ saved.keys()
+    if not converted:
+        wrong |= {key for key in expected.keys() & saved.keys() if expected[key].shape != saved[key].shape}
+    if wrong or not saved:
+        raise DivergedError(
+            f"{folder}: the adapter written is not the one trained ({len(wrong)} tensors, such as "
+            f"{min(wrong, default='none at all')}). Run it again."
+        )
+    bad = sorted(key for key, tensor in saved.items() if not torch.isfinite(tensor.float()).all())
+    if bad:
+        raise DivergedError(f"{folder}: {bad[0]} is not finite. Lower trainer.learning_rate and train anew.")
+    if not any(tensor.any() for key, tensor in saved.items() if "lora_A" not in key):
+        raise DivergedError(f"{folder}: the adapter is all zeros. Train for more steps, or raise the learning rate.")
+    if not has_effect(model):
+        raise DivergedError(f"{folder}: the model answers the same with the adapter and without. Train for more steps.")
+
+
+@torch.no_grad()
+def has_effect(model: PeftModel) -> bool:
+    """Whether any logit differs between the adapted model and its base, on a few tokens."""
+    was_training = model.training
+    model.eval()
+    size = int(model.config.get_text_config().vocab_size)
+    ids = torch.arange(2, 2 + PROBE).remainder(size)[None].to(model.device)
+    with_adapter = model(input_ids=ids, use_cache=False).logits
+    with model.disable_adapter():
+        without = model(input_ids=ids, use_cache=False).logits
+    model.train(was_training)
+    return not torch.equal(with_adapter, without)

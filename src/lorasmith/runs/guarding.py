@@ -1,0 +1,64 @@
+"""The callbacks that watch over a run, put together from its recipe and plan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasmith.console import say
+from lorasmith.data.prepare import Prepared
+from lorasmith.hardware import Hardware
+from lorasmith.memory.plans import Plan
+from lorasmith.recipe import Recipe
+from lorasmith.reliability import checkpoints, stopping
+from lorasmith.reliability.finite import FiniteGuard
+from lorasmith.reliability.rehearsal import Rehearsal
+from lorasmith.reliability.resume import Resume
+from lorasmith.reliability.stopping import SafeStop
+from lorasmith.reliability.watchdog import Watchdog
+from lorasmith.runs.ending import record_end
+from lorasmith.runs.planning import smallest_change
+from lorasmith.runs.watch import Watch
+
+LEAST_ROOM = 64 << 20  # bytes of disk below which a run without checkpoints yet is stopped
+
+
+@dataclass(slots=True)
+class Guards:
+    """What watches over a run."""
+
+    watch: Watch
+    stop: SafeStop
+    callbacks: list[Any]
+
+    def raise_if_stopped(self, trainer: Any) -> None:
+        """End a run that was stopped before its last step, instead of saving a half-trained adapter.
+
+        Raises:
+            StoppedError: If it was.
+        """
+        if self.stop.stopped:
+            folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+            raise stopping.stopped(self.stop.stopped, trainer.state.global_step, folder.is_dir())
+
+
+def guards(
+    folder: Path, recipe: Recipe, rows: Prepared, plan: Plan | None, machine: Hardware, resume: Resume
+) -> Guards:
+    """The callbacks of a run, in the order in which they are called."""
+
+    def room() -> int:
+        """Bytes that the next checkpoint and the adapter need."""
+        newest = next(iter(checkpoints.checkpoints(folder)), None)
+        return max(LEAST_ROOM, 2 * checkpoints.size_of(newest)) if newest else LEAST_ROOM
+
+    for note in resume.notes:
+        say(f"checkpoint passed over: {note}")
+    watch = Watch(folder, machine)
+    if resume.checkpoint is not None:
+        say(f"resumed: the run goes on behind step {resume.step}")
+        watch.go_on(resume.step)
+    stop = SafeStop(folder, recipe.run.max_minutes, recipe.run.save_minutes, room)
+    rehearsal = Rehearsal(smallest_change(plan))
+    finite = FiniteGuard(rows.train, folder)
+    dog = Watchdog(folder, 60 * recipe.run.hang_minutes, record_end)
+    return Guards(watch, stop, [rehearsal, watch, finite, stop, dog])
