@@ -37,3 +37,4 @@ schema: .venv/installed
 reference: .venv/installed
 	$(BIN)/python docs/make_reference.py > docs/reference.md
 	$(BIN)/python docs/make_memory.py > docs/memory.md
+	$(BIN)/python docs/make_troubleshooting.py > docs/troubleshooting.md

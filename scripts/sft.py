@@ -65,10 +65,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     base = models.base_identity(recipe.model)
     template = models.template_hash(tokenizer)
     terms = resume.contract(recipe, rows.fingerprint, tokenizer, template, base, folder.versions(), machine.device)
-    going_on = resume.find(
-        output, {} if arguments.overwrite else folder.read_json(output / "run.json"), terms, arguments.allow_change,
-        arguments.resume,
-    )  # fmt: skip
+    going_on = resume.Resume(None)
+    if not arguments.overwrite:
+        going_on = resume.find(output, terms, arguments.allow_change, arguments.resume)
     run = report.begin(
         output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan, terms, going_on
     )
@@ -78,13 +77,14 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
     config.eval_on_start = config.eval_on_start and going_on.checkpoint is None
     model, trainer = make_trainer(recipe, config, base, base_model, tokenizer, new_token_ids, rows, guards.callbacks)
+    trainer.contract = terms
     for line in adapters.coverage_lines(model, recipe.adapter):
         say(line)
     if new_token_ids:
         say(f"new tokens: {' '.join(tokenizer.convert_ids_to_tokens(new_token_ids))}; only their rows are trained")
 
     with adapters.initial_adapter(recipe.adapter, model) as initial:
-        trainer.train(resume_from_checkpoint=str(going_on.checkpoint) if going_on.checkpoint else None)
+        trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
         if is_first_process():

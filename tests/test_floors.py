@@ -7,6 +7,7 @@ import pytest
 
 FLOORS = {
     "errors": 0,
+    "failures": 0,
     "console": 0,
     "upstream": 1,
     "recipe_file": 1,

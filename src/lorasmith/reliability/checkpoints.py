@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+CONTRACT = "contract.json"  # what must be the same for the run to go on
+INTERRUPTED = "interrupted"  # an empty file in the checkpoint of a safe stop
 REQUIRED = {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json"}
 NAME = re.compile(r"checkpoint-(\d+)")
 

@@ -1,15 +1,18 @@
 """The trainer with the guards that no callback can give."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerState
 
 from lorasmith.console import complain, say
 from lorasmith.errors import StoppedError
 from lorasmith.memory.machine import free_disk
 from lorasmith.reliability import checkpoints
+from lorasmith.reliability.resume import Resume
 from lorasmith.reliability.stopping import EvaluationStopped
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator: not enough memory")
@@ -43,6 +46,8 @@ def guarded(trainer: type[Any]) -> type[Any]:
     class GuardedTrainer(trainer):  # type: ignore[misc]
         too_large: int | None = None  # padded tokens of the smallest micro-batch that was out of memory
         kept_checkpoints = 2
+        contract: dict[str, Any]  # of the run (resume.contract)
+        interrupted = False  # set by a safe stop
         done: list[tuple[dict[str, Any], Any]]  # this update's micro-batches, each with the update's trained tokens
         losses: list[torch.Tensor]  # and their losses
 
@@ -87,10 +92,21 @@ def guarded(trainer: type[Any]) -> type[Any]:
                 losses.append(self.training_step(model, half, count))
             return sum(losses)
 
+        def train_or_load(self, resume: Resume) -> None:
+            """Train from a checkpoint on, or only load it where training was over: transformers would add a step."""
+            if not resume.is_done:
+                self.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+                return
+            self._load_from_checkpoint(str(resume.checkpoint))
+            self.state = TrainerState.load_from_json(str(resume.checkpoint) + "/trainer_state.json")
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self._load_best_model()
+
         def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
             try:
                 return super()._evaluate(*args, **kwargs)
             except EvaluationStopped:
+                self.control.should_evaluate = False  # else the end of the epoch would begin it again
                 return {}
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -107,6 +123,9 @@ def guarded(trainer: type[Any]) -> type[Any]:
                 if self.args.world_size > 1:
                     torch.distributed.barrier()
                 if self.args.should_save:
+                    if self.interrupted:
+                        (folder / checkpoints.INTERRUPTED).touch()
+                    (folder / checkpoints.CONTRACT).write_text(json.dumps(self.contract), encoding="utf-8")
                     checkpoints.commit(folder)
                     checkpoints.rotate(output, self.kept_checkpoints, self.state.best_model_checkpoint)
             except Exception as error:  # torch, safetensors and Python each tell a full disk in their own way

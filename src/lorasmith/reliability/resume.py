@@ -1,6 +1,7 @@
 """The resume contract: what must be the same for a run to be continued, and where to continue it."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ class Resume:
     def step(self) -> int:
         """The last update done."""
         return checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether training was over at the checkpoint: by its last step, or stopped early on purpose."""
+        if self.checkpoint is None:
+            return False
+        state = json.loads((self.checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+        early = bool(control.get("should_training_stop")) and not (self.checkpoint / checkpoints.INTERRUPTED).exists()
+        return int(state["global_step"]) >= int(state["max_steps"]) or early
 
 
 def contract(
@@ -78,11 +89,10 @@ def differences(then: dict[str, Any], now: dict[str, Any], allowed: list[str]) -
     return lines
 
 
-def find(output: Path, run: dict[str, Any], now: dict[str, Any], allowed: list[str], demanded: bool) -> Resume:
+def find(output: Path, now: dict[str, Any], allowed: list[str], demanded: bool) -> Resume:
     """Where to go on with an unfinished run in its folder.
 
     Args:
-        run: run.json of the folder, or empty.
         now: This run's contract.
         allowed: Fields that may differ.
         demanded: Whether the user asked to resume, so that beginning anew would be wrong.
@@ -90,12 +100,12 @@ def find(output: Path, run: dict[str, Any], now: dict[str, Any], allowed: list[s
     Raises:
         RunError: If another run is in the folder, or nothing that can be resumed although it was demanded.
     """
-    then = run.get("contract")
+    then = _written(output)
     unknown = [field for field in allowed if field not in now and field not in (then or {})]
     if unknown:
         known = ", ".join(sorted(now))
         raise RunError(f"--allow-change {unknown[0]}: no such field. Fields: {known}")
-    if then is None or not checkpoints.checkpoints(output):
+    if then is None:
         if demanded:
             raise RunError(f"--resume: {output} holds no checkpoint. Start without --resume.")
         return Resume(None)
@@ -109,6 +119,18 @@ def find(output: Path, run: dict[str, Any], now: dict[str, Any], allowed: list[s
     if checkpoint is None and demanded:
         raise RunError(f"--resume: no checkpoint in {output} is whole ({'; '.join(notes)}). Start without --resume.")
     return Resume(checkpoint, tuple(notes))
+
+
+def _written(output: Path) -> dict[str, Any] | None:
+    """The contract in the newest checkpoint that has a readable one."""
+    for folder in checkpoints.checkpoints(output):
+        try:
+            found = json.loads((folder / checkpoints.CONTRACT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

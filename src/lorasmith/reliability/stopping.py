@@ -69,6 +69,7 @@ class SafeStop(TrainerCallback):
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
         self.save_seconds = None if save_minutes is None else 60 * save_minutes
         self.stopped = ""
+        self.trainer: Any = None
         self._start = self._saved = time.monotonic()
 
     def on_train_begin(
@@ -97,6 +98,7 @@ class SafeStop(TrainerCallback):
 
     def _stop(self, reason: str, control: TrainerControl) -> None:
         self.stopped = reason or "another process was asked to stop"
+        self.trainer.interrupted = True
         control.should_save = control.should_training_stop = True
 
     def _reason(self) -> str:

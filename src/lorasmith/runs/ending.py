@@ -1,5 +1,6 @@
 """How a script ends: every way out is one line and an exit code."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorasmith.console import complain, is_first_process
-from lorasmith.errors import FitError, LorasmithError
+from lorasmith.errors import LorasmithError
+from lorasmith.failures import explain
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 STOPPED = 75  # on request; the same command goes on
@@ -18,7 +20,7 @@ STOPPED = 75  # on request; the same command goes on
 def run_script(main: Callable[[], None]) -> None:
     """Call a script's main and leave the process with the project's exit codes.
 
-    A LorasmithError is told in one line; anything else is our bug, with its traceback.
+    A LorasmithError and a failure of the table are told in one line; anything else is our bug, with its traceback.
     """
     try:
         main()
@@ -30,29 +32,23 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        fit = _as_fit(error)
-        if fit is not None:
-            _leave(error, f"error: {fit}", fit.exit_code)
+        failure = explain(error)
+        if failure is not None:
+            details = f" (details: {_current_run}/private/log.txt)" if _current_run is not None else ""
+            line = f"error: {failure.cause}. {failure.mend}{details}"
+            if not is_first_process():  # perhaps the only one that failed, and it keeps no log
+                print(f"rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
+            _leave(error, line, failure.exit_code)
         traceback.print_exc()
         _leave(error, "error: this is a bug in Lorasmith; please report the lines above.", 1)
-
-
-def _as_fit(error: Exception) -> FitError | None:
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return FitError(
-            "out of memory. Lower run.micro_batch (the effective batch stays), trainer.max_length, or set "
-            "model.quantization: nf4."
-        )
-    if isinstance(error, OSError) and error.errno == 28:
-        return FitError("the disk is full. Free some space and run the same command again.")
-    return None
 
 
 def _leave(error: BaseException | None, line: str, code: int) -> None:
     complain(line)
     if _current_run is not None and error is not None:
         trace = "".join(traceback.format_exception(error))
-        with (_current_run / "private" / "log.txt").open("a", encoding="utf-8") as log:
+        # The disk may be what is full.
+        with contextlib.suppress(OSError), (_current_run / "private" / "log.txt").open("a", encoding="utf-8") as log:
             log.write(trace)
     record_end(line, code)
     sys.exit(code)
@@ -63,7 +59,8 @@ def record_end(line: str, code: int) -> None:
     if _current_run is not None:
         from lorasmith.runs.folder import write_status
 
-        write_status(_current_run, code, line, None, "")
+        with contextlib.suppress(OSError):  # as above
+            write_status(_current_run, code, line, None, "")
     path = os.environ.get("LORASMITH_EXIT")
     if path:
         Path(f"{path}.{os.environ.get('RANK', '0')}").write_text(str(code))

@@ -15,8 +15,11 @@ from lorasmith.recipe import Recipe
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "lorasmith")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, strict: bool = True) -> dict[str, Any]:
     """A record of a run, or nothing when there is none.
+
+    Args:
+        strict: Whether a broken file is an error; else it counts as none.
 
     Raises:
         RunError: If the file is not JSON.
@@ -26,6 +29,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
+        if not strict:
+            return {}
         raise RunError(f"{path}: not valid JSON. Remove it, or choose another output_dir.") from None
     return found if isinstance(found, dict) else {}
 
@@ -33,18 +38,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Replace a record in one step, so that a reader never sees half of it."""
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 
 def finished(folder: Path) -> bool:
     """Whether a run was completed in this folder."""
-    return read_json(folder / "status.json").get("exit_code") == 0 and (folder / "adapter_config.json").is_file()
+    return (
+        read_json(folder / "status.json", strict=False).get("exit_code") == 0
+        and (folder / "adapter_config.json").is_file()
+    )
 
 
 def earlier(folder: Path, requested: Recipe) -> dict[str, Any]:
     """run.json of this very recipe in its output folder, or nothing."""
-    run = read_json(folder / "run.json")
+    run = read_json(folder / "run.json", strict=False)
     return run if run.get("requested_recipe") == requested.model_dump(by_alias=True) else {}
 
 
@@ -58,7 +69,7 @@ def holds_this_run(folder: Path, requested: Recipe, rows_fingerprint: str, overw
         return False
     if folder.is_file():
         raise RunError(f"{folder} is a file; output_dir must be a folder.")
-    run = read_json(folder / "run.json")
+    run = read_json(folder / "run.json", strict=finished(folder))
     if finished(folder):
         asked = requested.model_dump(by_alias=True)
         same = asked in (run.get("requested_recipe"), run.get("recipe"))

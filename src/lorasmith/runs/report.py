@@ -46,13 +46,14 @@ def begin(
     The record is completed by `finish`.
     """
     if resume.checkpoint is not None:
-        earlier: dict[str, Any] = run_folder.read_json(folder / "run.json")
-        earlier["resumed"] = [*earlier.get("resumed", []), {"step": resume.step, "time": run_folder.now()}]
-        if is_first_process():
-            run_folder.write_status(folder, None, "training", resume.step, "")
-            run_folder.write_json(folder / "run.json", earlier)
-        return earlier
-    run = {
+        earlier = run_folder.read_json(folder / "run.json", strict=False)
+        if "contract" in earlier:
+            earlier["resumed"] = [*earlier.get("resumed", []), {"step": resume.step, "time": run_folder.now()}]
+            if is_first_process():
+                run_folder.write_status(folder, None, "training", resume.step, "")
+                run_folder.write_json(folder / "run.json", earlier)
+            return earlier
+    run: dict[str, Any] = {
         "method": "sft",
         "started": run_folder.now(),
         "requested_recipe": requested.model_dump(by_alias=True),
@@ -73,14 +74,16 @@ def begin(
         "plan": plan.record(held_gib(machine)) if plan else None,
     }
     if is_first_process():
-        run_folder.clear(folder)
+        if resume.checkpoint is None:
+            run_folder.clear(folder)
+        (folder / "private").mkdir(parents=True, exist_ok=True)
         run_folder.write_status(folder, None, "training", 0, "")
         run_folder.write_json(folder / "run.json", run)
         header = "# The resolved recipe of this run; sft.py reruns it.\n"
         (folder / "recipe.yaml").write_text(header + recipe_text(recipe), encoding="utf-8")
         write_audit(folder, tokenizer, rows.train, rows.accounts, rows.mask_check)
-        contract = json.dumps(template_contract(tokenizer), ensure_ascii=False, indent=1)
-        (folder / CONTRACT).write_text(contract + "\n", encoding="utf-8")
+        golden_ids = json.dumps(template_contract(tokenizer), ensure_ascii=False, indent=1)
+        (folder / CONTRACT).write_text(golden_ids + "\n", encoding="utf-8")
         refused = "".join(f"{line}\n" for line in rows.rejected)
         if refused:
             (folder / "private" / "rejected_rows.txt").write_text(refused, encoding="utf-8")
