@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-full check gpu-check schema reference
+.PHONY: quickstart test test-full check reliability gpu-check schema reference
 
 .venv: .venv/installed
 
@@ -26,6 +26,9 @@ test-full: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+reliability: .venv/installed
+	$(BIN)/python benchmarks/reliability.py
+
 # GPU_PYTHON: any Python with a CUDA torch and this project's other packages.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
@@ -37,4 +40,5 @@ schema: .venv/installed
 reference: .venv/installed
 	$(BIN)/python docs/make_reference.py > docs/reference.md
 	$(BIN)/python docs/make_memory.py > docs/memory.md
+	$(BIN)/python docs/make_reliability.py > docs/reliability.md
 	$(BIN)/python docs/make_troubleshooting.py > docs/troubleshooting.md

@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parse_arguments()
     if bool(arguments.input) != bool(arguments.output):
         raise LorasmithError("--input and --output go together: rows to answer, and where the answers go.")
-    quiet()
+    quiet(arguments.offline)
     from lorasmith.runs.opening import open_model
 
     opened = open_model(arguments.model, arguments.base, arguments.quantization)
@@ -128,6 +128,7 @@ def sampling(temperature: float) -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
     parser.add_argument("model", help="folder of an adapter or a model, or a model's hub id")
     parser.add_argument("--prompt", help="answer this and end")
     parser.add_argument("--system", help="system message")

@@ -18,7 +18,7 @@ from lorasmith.runs.ending import quiet, run_script
 
 def main() -> None:
     arguments = parse_arguments()
-    quiet()
+    quiet(arguments.offline)
     from peft import PeftModel
 
     from lorasmith.data.audit import account_lines, fit_lengths
@@ -104,6 +104,7 @@ def table(scores: dict[str, dict[str, Any]], rows: int) -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
     parser.add_argument("adapter", help="folder of an adapter")
     parser.add_argument("--data", required=True, help="rows: file or hub id")
     parser.add_argument("--subset", help="configuration of a hub data set")

@@ -43,9 +43,9 @@ def main() -> None:
         status = process.wait()
         while os.read(reading, 1):  # the pipe ends when the last process that inherited it does
             pass
-        codes = [int(path.read_text()) for path in sorted(Path(folder).glob("code.*"))]
-    wrong = [code for code in codes if code]
-    sys.exit(wrong[0] if wrong else (1 if status else 0))
+        ended = sorted(Path(folder).glob("code.*"), key=lambda path: path.stat().st_mtime_ns)
+        wrong = [code for path in ended if (code := int(path.read_text()))]
+    sys.exit(wrong[0] if wrong else (1 if status else 0))  # the first rank to end has the cause
 
 
 def workers(launcher: int, words: list[str]) -> list[psutil.Process]:

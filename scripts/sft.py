@@ -19,7 +19,7 @@ from lorasmith.runs.ending import enter_run, quiet, run_script
 def main() -> None:
     arguments = parse_arguments()
     requested = load_recipe(arguments.recipe, arguments.overrides)
-    quiet()
+    quiet(arguments.offline)
     try:
         train(requested, arguments)
     except UnreachableError as error:
@@ -151,6 +151,7 @@ def make_trainer(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
     parser.add_argument("--dry-run", action="store_true", help="check, print the resolved recipe, write nothing")

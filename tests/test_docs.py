@@ -13,11 +13,12 @@ from lorasmith.recipe import load_recipe
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_reference_is_current():
+@pytest.mark.parametrize("name", ["reference", "memory", "reliability"])
+def test_a_page_that_is_made_is_current(name):
     made = subprocess.run(
-        [sys.executable, "docs/make_reference.py"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, f"docs/make_{name}.py"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert made.stdout == (ROOT / "docs/reference.md").read_text(), "run: make reference"
+    assert made.stdout == (ROOT / f"docs/{name}.md").read_text(), "run: make reference"
 
 
 def test_the_recipe_in_the_readme_loads(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import peft
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -22,6 +22,7 @@ from lorasmith.recipe import LORA_METHODS, Adapter
 # Initialisations that move part of the base's weights into the adapter. They are saved as a plain LoRA of the
 # difference, so that the adapter fits the original base.
 CONVERTED_INITS = ("pissa", "olora")
+EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 
 
 def adapter_config(section: Adapter, model: PreTrainedModel, new_token_ids: list[int]) -> PeftConfig:
@@ -212,7 +213,28 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     except (RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
     assert isinstance(adapted, PeftModel)
+    _check_keys(adapted, folder)
     return adapted
+
+
+def _check_keys(model: PeftModel, folder: Path) -> None:
+    """Every tensor that the adapter needs is in its file, and none besides; peft goes on with what it finds.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    from safetensors import safe_open
+
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        # peft adds the whole embeddings of a grown vocabulary; they are no part of the adapter.
+        saved = {key for key in file.keys() if key in expected or "lora_" in key or not key.endswith(EMBEDDINGS)}  # noqa: SIM118
+    for what, keys in (("lacks", expected - saved), ("has unknown", saved - expected)):
+        if keys:
+            raise ModelError(
+                f"{folder}: adapter_model.safetensors {what} {len(keys)} tensors, such as {min(keys)}. "
+                "It does not fit its adapter_config.json or the base."
+            )
 
 
 def loraplus_optimizer(model: PeftModel, section: Adapter, args: Any) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
+from lorasmith.failures import explain
 from lorasmith.recipe import Model
 from lorasmith.templates import CHATML, TEMPLATE_TOKENS
 
@@ -263,15 +265,19 @@ def _loading_problem(where: str, section: Model, local: bool, error: Exception) 
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return ModelError(f"{where} runs its own code. If you trust it, set model.trust_remote_code: true.")
-    if "gated" in text.lower() or "401" in text:
+    if "gated" in text.lower() or re.search(r"\b401\b", text):
         return ModelError(f"{where} is gated. Accept its licence on the hub, then log in with: hf auth login.")
     if "safetensors" in text and local:
         return ModelError(f"{where}: no weights as safetensors; pickle is refused. Convert them with save_pretrained.")
-    if not local and (os.environ.get("HF_HUB_OFFLINE") or "connect" in text.lower() or "offline" in text.lower()):
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") and not isinstance(error, ImportError)
+    if not local and (offline or "connect" in text.lower() or "offline" in text.lower()):
         return UnreachableError(
             f"{where} ({section.revision}) is not on this machine and the hub is out of reach. "
             f"Fetch it where it is not: hf download {where}."
         )
     if "does not recognize this architecture" in text:
         return ModelError(f"{where}: transformers {transformers.__version__} does not know its architecture.")
+    known = explain(error)
+    if known is not None:
+        return ModelError(f"{where}: {known.cause}. {known.mend}")
     return ModelError(f"{where}: not loaded ({text[:200]}).")

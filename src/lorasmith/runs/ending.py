@@ -87,11 +87,16 @@ def enter_run(folder: Path) -> None:
         logger.propagate = False
 
 
-def quiet() -> None:
+def quiet(offline: bool = False) -> None:
     """Keep the libraries' progress bars, telemetry and repeated warnings off a script's output.
 
     Called before they are imported: some speak while being imported.
+
+    Args:
+        offline: Whether they must not open a connection either.
     """
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

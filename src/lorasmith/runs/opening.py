@@ -13,6 +13,7 @@ from lorasmith.console import say
 from lorasmith.data.mask import check_contract
 from lorasmith.errors import ModelError
 from lorasmith.recipe import Model
+from lorasmith.reliability.reopened import has_effect
 from lorasmith.runs.folder import read_json
 from lorasmith.runs.report import CONTRACT
 
@@ -66,11 +67,31 @@ def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
     tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
     if (folder / CONTRACT).is_file():
         check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
+    if run:
+        _check_base(path, section, run)
     base_model = models.load_base_model(section, dtype, attention, machine.device)
     models.grow_embeddings(base_model, tokenizer)
     models.stop_at_trained_tokens(base_model, tokenizer)
     model = adapters.load_adapter(base_model, folder) if is_adapter else base_model
     model.eval()
+    if isinstance(model, PeftModel) and not has_effect(model):
+        raise ModelError(f"{path}: the adapter has no effect on {name}. Was it trained for this base?")
     what = f"{path} on {name}" if is_adapter else name
     say(f"model: {what}, {section.quantization if section.quantization != 'none' else dtype}, {machine.line}")
     return Opened(model, tokenizer, run, machine)
+
+
+def _check_base(path: str, section: Model, run: dict[str, Any]) -> None:
+    """Refuse weights other than those that the adapter was trained on.
+
+    Raises:
+        ModelError: If their fingerprints differ.
+    """
+    trained_on = run.get("base", {})
+    found = models.base_identity(section)
+    if trained_on.get("fingerprint") not in (None, found["fingerprint"]):
+        revision = f" (revision {trained_on['revision']})" if trained_on.get("revision") else ""
+        raise ModelError(
+            f"{path}: was trained on other weights than those of {section.name}. Take {trained_on['name']}{revision}, "
+            "as they were, with --base."
+        )
