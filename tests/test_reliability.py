@@ -40,11 +40,19 @@ def logged(folder):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_a_sample_of_the_scorecard_is_clean():
-    rows = "R1,R2,R3,R4,R5,R9,R12,R17,R18"
+def scorecard(rows, sample):
     seed = str(int(time.time()) % 10_000)  # another sample each time; a failure names its seed
-    done = launch("benchmarks/reliability.py", "--rows", rows, "--sample", 2, "--seed", seed)
+    done = launch("benchmarks/reliability.py", "--rows", rows, "--sample", sample, "--seed", seed)
     assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+
+
+def test_a_sample_of_the_scorecard_is_clean():
+    scorecard("R1,R2,R3,R5,R9,R12", 1)
+
+
+@pytest.mark.slow
+def test_a_larger_sample_of_the_scorecard_is_clean():
+    scorecard("R1,R2,R3,R4,R5,R9,R12,R17,R18", 4)
 
 
 # --- checkpoints and the contract ------------------------------------------------------------------------------------
@@ -129,6 +137,7 @@ def test_a_time_limit_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_p
     assert len(set(events)) == 40
 
 
+@pytest.mark.slow
 def test_a_change_that_is_allowed_goes_on(tmp_path):
     words = [*SHORT, f"output_dir={tmp_path}/run"]
     assert launch("scripts/sft.py", *words, "run.max_minutes=0.0001").returncode == 75
@@ -305,11 +314,14 @@ def test_what_must_run_out_of_memory_does_so_before_the_first_step(tmp_path):
     )
     done = launch("-c", code, *SHORT, f"output_dir={tmp_path}/run")
     assert done.returncode == 3, done.stderr
-    assert "the worst batch, rehearsed, is out of memory. Make it fit with: " in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: the worst batch, rehearsed, is out of memory. Make it fit with: "
+    )
+    assert "Traceback" not in done.stderr
     assert "step 1/" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_rehearsal_changes_nothing(tmp_path):
     words = [*SHORT, "trainer.max_steps=3", "adapter.dropout=0.1"]
     code = (

@@ -39,6 +39,8 @@ class FiniteGuard(TrainerCallback):
         numbers = [loss.detach().float().reshape(1) for loss in trainer.losses]
         if trainer.accelerator.scaler is None:  # fp16's scaler meets infinite gradients and lowers its scale by itself
             gradients = [one.grad for one in trainer.model.parameters() if one.grad is not None]
+            if trainer.grad_norm is not None:
+                numbers.append(torch.as_tensor(trainer.grad_norm, device=numbers[0].device).float().reshape(1))
             numbers += [norm.float().reshape(1).to(numbers[0].device) for norm in torch._foreach_norm(gradients)]
         if not bool(torch.isfinite(torch.cat(numbers)).all()):
             raise self._error(state.global_step + 1)

@@ -35,11 +35,12 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def guarded(trainer: type[Any]) -> type[Any]:
-    """The trainer class with three methods guarded; transformers has no callback around any of them.
+    """The trainer class with four methods guarded; transformers has no callback around any of them.
 
     - training_step: a micro-batch that is out of memory is done again in halves (transformers' own
       auto_find_batch_size starts the whole training anew, with another effective batch);
     - _evaluate: can be left for a safe stop;
+    - _get_grad_norm: is remembered from before clipping, which makes zeros of gradients whose norm is infinite;
     - _save_checkpoint: never starts where the disk cannot hold it, and leaves nothing half-written.
     """
 
@@ -50,6 +51,7 @@ def guarded(trainer: type[Any]) -> type[Any]:
         interrupted = False  # set by a safe stop
         done: list[tuple[dict[str, Any], Any]]  # this update's micro-batches, each with the update's trained tokens
         losses: list[torch.Tensor]  # and their losses
+        grad_norm: Any = None  # before clipping
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             self.done = [*getattr(self, "done", []), (dict(inputs), num_items_in_batch)]
@@ -91,6 +93,10 @@ def guarded(trainer: type[Any]) -> type[Any]:
                 half = {key: value[part] if torch.is_tensor(value) else value for key, value in inputs.items()}
                 losses.append(self.training_step(model, half, count))
             return sum(losses)
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+            return self.grad_norm
 
         def train_or_load(self, resume: Resume) -> None:
             """Train from a checkpoint on, or only load it where training was over: transformers would add a step."""

@@ -78,16 +78,17 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
         arguments["eval_on_start"] = True
     if recipe.run.early_stopping:
         arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    # Checkpoints are rotated behind their commit (reliability.checkpoints), where the last good one is known.
+    owned: dict[str, Any] = {"save_total_limit": None}
     if trainer.get("load_best_model_at_end", recipe.run.early_stopping):
         # Only a saved evaluation can be the best one, so saving follows evaluating.
-        arguments["save_strategy"] = trainer.get("eval_strategy", "no")
+        owned["save_strategy"] = trainer.get("eval_strategy", "no")
         if "eval_steps" in trainer:
-            arguments["save_steps"] = trainer["eval_steps"]
+            owned["save_steps"] = trainer["eval_steps"]
     if not trainer.get("packing"):
         # Rows arrive tokenized, labelled and cut to length; trl's preparation would only walk them again.
         arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    # Checkpoints are rotated behind their commit (reliability.checkpoints), where the last good one is known.
-    return arguments | trainer | {"save_total_limit": None}
+    return arguments | trainer | owned
 
 
 def make_config(kind: Any, recipe: Recipe, machine: Hardware) -> Any:
