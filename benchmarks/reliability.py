@@ -17,12 +17,14 @@ import platform
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 STEPS = 8
@@ -566,8 +568,101 @@ def r5(script: Any, sample: int, seed: int) -> dict[str, Any]:
     return {"safe": count - len(failures), "of": count, "failures": failures[:10]}
 
 
+# --- kill -9 of the whole script, and what safety costs ---------------------------------------------------------------
+
+
+def kill_nine(script: Any, sample: int, seed: int) -> dict[str, Any]:
+    """kill -9 at a random moment of sft.py recipes/quickstart.yaml, then the same command: the adapter is the same."""
+    rng = random.Random(seed)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
+
+    def begin(folder: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "scripts/sft.py", "recipes/quickstart.yaml", f"output_dir={folder}"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    with place() as folder:
+        began = time.perf_counter()
+        assert begin(folder).wait() == 0
+        whole, expected = time.perf_counter() - began, digest(folder)
+    count, failures = sample or 10, []
+    for _ in range(count):
+        with place() as folder:
+            process, moment = begin(folder), rng.random() * whole
+            try:
+                process.wait(moment)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            code = begin(folder).wait()
+            if code or digest(folder) != expected:
+                failures.append(f"killed after {moment:.1f} of {whole:.1f} s: {code}")
+    return {"same": count - len(failures), "of": count, "failures": failures}
+
+
+def chaos(script: Any, sample: int, seed: int) -> dict[str, Any]:
+    """The independent ckpt-chaos harness on the whole script: no hard fail, no silent divergence."""
+    words = [
+        "run", "--max-points", str(sample or 60), "--modes", "before,torn,term", "--step-regex", r"behind step (\d+)",
+        "--result-file", "{out}/adapter_model.safetensors", "--timeout", "300",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        junit = Path(folder) / "junit.xml"
+        command = ["ckpt-chaos", *words, "--work", f"{folder}/work", "--junit", str(junit), "--", sys.executable]
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            [*command, "scripts/sft.py", *BASIC, "output_dir={out}"], env=environment, capture_output=True, text=True
+        )
+        suites = list(ElementTree.parse(junit).getroot().iter("testsuite")) if junit.exists() else []
+        total = sum(int(suite.get("tests", 0)) for suite in suites)
+        failed = sum(int(suite.get("failures", 0)) + int(suite.get("errors", 0)) for suite in suites)
+    failures = [] if done.returncode == 0 and total else [done.stdout[-1500:] + done.stderr[-500:]]
+    return {"passed": total - failed, "of": total, "failures": failures}
+
+
+def cost(script: Any, sample: int, seed: int) -> dict[str, Any]:
+    """Training time with every guard over training time without, at a save every 100 steps; in turn, the medians."""
+
+    def without() -> None:
+        from lorasmith.reliability import checkpoints
+        from lorasmith.reliability.finite import FiniteGuard
+        from lorasmith.reliability.stopping import SafeStop
+
+        FiniteGuard.on_pre_optimizer_step = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        SafeStop.on_step_end = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        checkpoints.commit = lambda folder: None  # type: ignore[assignment]
+
+    words = [
+        *BASIC,
+        "trainer.max_steps=200",
+        "trainer.save_steps=100",
+        "trainer.logging_steps=50",
+        "run.effective_batch=16",
+        "run.micro_batch=16",
+    ]
+    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    for _ in range(5):
+        for name, hook in (("with", None), ("without", without)):
+            with place() as folder:
+                run(script, [*words, f"output_dir={folder}"], hook)
+                seconds[name].append(json.loads((folder / "run.json").read_text())["speed"]["seconds"])
+    middle = {name: sorted(found)[len(found) // 2] for name, found in seconds.items()}
+    share = middle["with"] / middle["without"] - 1
+    return {
+        "under_2_percent": int(share < 0.02),
+        "of": 1,
+        "share": round(share, 4),
+        "seconds_of": seconds,
+        "failures": [],
+    }
+
+
 ROWS: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
     "R1": r1, "R2": r2, "R3": r3, "R4": r4, "R5": r5, "R9": r9, "R12": r12, "R17": r17, "R18": r18,
+    "kill": kill_nine, "chaos": chaos, "cost": cost,
 }  # fmt: skip
 
 
@@ -577,13 +672,14 @@ def table(report: dict[str, Any]) -> str:
     for name, found in report["rows"].items():
         good = next(value for key, value in found.items() if key not in ("of", "failures"))
         what = (ROWS[name].__doc__ or "").splitlines()[0]
-        lines.append(f"| {name} | {what} | {good} of {found['of']} | {STOCK.get(name, '')} |")
+        ours = f"{found['share']:+.1%} of the time" if name == "cost" else f"{good} of {found['of']}"
+        lines.append(f"| {name} | {what} | {ours} | {STOCK.get(name, '')} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", help="such as R1,R2; nothing is written then")
     parser.add_argument("--sample", type=int, default=0, help="trials of each row; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -594,12 +690,12 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} threads",
         "rows": {},
     }
-    for name in arguments.rows.split(","):
+    for name in arguments.rows.split(",") if arguments.rows else ROWS:
         began = time.perf_counter()
         found = ROWS[name](script, arguments.sample, arguments.seed)
         report["rows"][name] = found | {"seconds": found.get("seconds", round(time.perf_counter() - began, 1))}
         print(name, json.dumps(report["rows"][name])[:1500], flush=True)
-    if arguments.rows == ",".join(ROWS):
+    if not arguments.rows:
         (ROOT / "benchmarks/reliability.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
     sys.exit(any(found["failures"] for found in report["rows"].values()))

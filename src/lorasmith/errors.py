@@ -43,3 +43,7 @@ class StoppedError(LorasmithError):
     """Stopped on request or for want of disk; what was done can be resumed."""
 
     exit_code = 75
+
+
+class StoppedNow(KeyboardInterrupt):
+    """A signal while nothing has to be saved: leaves at once, past every `except Exception` on the way."""

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorasmith.console import say
-from lorasmith.errors import StoppedError
+from lorasmith.errors import StoppedError, StoppedNow
 from lorasmith.memory.machine import free_disk
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -28,6 +28,7 @@ class Listener:
     def __init__(self) -> None:
         self.asked = ""
         self.training = False
+        self.moment = "before the first step. The same command starts again."
         self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else 0
 
     def listen(self) -> None:
@@ -41,7 +42,7 @@ class Listener:
             raise KeyboardInterrupt  # asked twice: at once
         self.asked = f"{name} received"
         if not self.training:
-            raise StoppedError(f"stopped: {name} received before the first step. The same command starts again.")
+            raise StoppedNow(f"stopped: {name} received {self.moment}")
 
     def reason(self) -> str:
         """Why this process should stop, or nothing."""
@@ -78,6 +79,11 @@ class SafeStop(TrainerCallback):
         self._saved = time.monotonic()
         listener.training = True
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        listener.training, listener.moment = False, "after the last step. The same command goes on."
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         reason, save = self._reason(), self._save_is_due()
         if _any_rank(bool(reason)) and state.global_step < state.max_steps:
@@ -88,6 +94,8 @@ class SafeStop(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not listener.training:
+            return  # the evaluation behind the last step
         reason = self._reason()
         if _any_rank(bool(reason)) and state.global_step < state.max_steps:
             self._stop(reason, control)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorasmith.console import complain, is_first_process
-from lorasmith.errors import LorasmithError
+from lorasmith.errors import LorasmithError, StoppedNow
 from lorasmith.failures import explain
 
 INTERRUPTED = 130  # as a shell reports SIGINT
@@ -26,6 +26,8 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except LorasmithError as error:
         _leave(error, str(error) if error.exit_code == STOPPED else f"error: {error}", error.exit_code)
+    except StoppedNow as stop:
+        _leave(None, str(stop), STOPPED)
     except KeyboardInterrupt:
         _leave(None, "stopped: interrupted from the keyboard.", INTERRUPTED)
     except BrokenPipeError:

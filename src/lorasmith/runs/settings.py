@@ -81,10 +81,11 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
     # Checkpoints are rotated behind their commit (reliability.checkpoints), where the last good one is known.
     owned: dict[str, Any] = {"save_total_limit": None}
     if trainer.get("load_best_model_at_end", recipe.run.early_stopping):
-        # Only a saved evaluation can be the best one, so saving follows evaluating.
-        owned["save_strategy"] = trainer.get("eval_strategy", "no")
-        if "eval_steps" in trainer:
-            owned["save_steps"] = trainer["eval_steps"]
+        # Only a saved evaluation can be the best one, so every evaluation is saved; trl refuses what does not divide.
+        arguments["save_strategy"] = trainer.get("eval_strategy", "no")
+        every = trainer.get("eval_steps")
+        if every and trainer.get("save_steps", every) % every == 0:
+            owned["save_steps"] = every
     if not trainer.get("packing"):
         # Rows arrive tokenized, labelled and cut to length; trl's preparation would only walk them again.
         arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
