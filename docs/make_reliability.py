@@ -54,11 +54,8 @@ def main() -> None:
     assert spec.loader is not None
     harness = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(harness)
-    trials = f"{report['sample']} trials a row at most" if report["sample"] else "all trials"
-    print(
-        f"`make reliability` ({trials}, seed {report['seed']}, {report['machine']}). Stock: transformers, trl and peft"
-    )
-    print("as they are, measured before on the same versions by other harnesses.\n")
+    print(f"`make reliability` ({report['machine']}; benchmarks/reliability.json has each row's seed). Stock:")
+    print("transformers, trl and peft as they are, measured before on the same versions by other harnesses.\n")
     print(harness.table(report))
 
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lorasmith.console import is_first_process
+
 MANIFEST = "manifest.json"
 CONTRACT = "contract.json"  # what must be the same for the run to go on
 INTERRUPTED = "interrupted"  # an empty file in the checkpoint of a safe stop
@@ -79,8 +81,9 @@ def newest_good(output: Path) -> tuple[Path | None, list[str]]:
         why = problem(folder)
         if why is None:
             return folder, notes
-        aside = _set_aside(folder)
-        notes.append(f"{folder.name}: {why}; set aside as {aside.name}")
+        if is_first_process():  # the other ranks pass over the same ones
+            aside = _set_aside(folder)
+            notes.append(f"{folder.name}: {why}; set aside as {aside.name}")
     return None, notes
 
 

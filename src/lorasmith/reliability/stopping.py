@@ -27,8 +27,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.asked = ""
-        self.training = False
-        self.moment = "before the first step. The same command starts again."
+        self.phase = "starting"  # then training, then finishing
         self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else 0
 
     def listen(self) -> None:
@@ -41,8 +40,8 @@ class Listener:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: at once
         self.asked = f"{name} received"
-        if not self.training:
-            raise StoppedNow(f"stopped: {name} received {self.moment}")
+        if self.phase == "starting":
+            raise StoppedNow(f"stopped: {name} received before the first step. The same command starts again.")
 
     def reason(self) -> str:
         """Why this process should stop, or nothing."""
@@ -77,12 +76,12 @@ class SafeStop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._saved = time.monotonic()
-        listener.training = True
+        listener.phase = "training"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        listener.training, listener.moment = False, "after the last step. The same command goes on."
+        listener.phase = "finishing"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         reason, save = self._reason(), self._save_is_due()
@@ -94,8 +93,10 @@ class SafeStop(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not listener.training:
-            return  # the evaluation behind the last step
+        if listener.phase == "finishing":  # the evaluation behind the last step, whose checkpoint is there
+            if _any_rank(bool(listener.reason())):
+                raise StoppedNow(f"stopped: {self._reason()} after the last step. The same command goes on.")
+            return
         reason = self._reason()
         if _any_rank(bool(reason)) and state.global_step < state.max_steps:
             self._stop(reason, control)
