@@ -112,6 +112,19 @@ def test_resuming_is_refused_where_there_is_nothing_and_for_fields_that_do_not_e
         resume.find(tmp_path, {"seed": 1}, ["sed"], demanded=False)
 
 
+def test_a_folder_whose_first_record_was_cut_off_is_begun_anew(tmp_path):
+    from lorasmith.recipe import load_recipe
+    from lorasmith.runs.folder import holds_this_run
+
+    recipe = load_recipe(ROOT / "recipes/quickstart.yaml", [])
+    (tmp_path / "private").mkdir()
+    (tmp_path / "status.part").write_text('{"exit')
+    assert not holds_this_run(tmp_path, recipe, "", overwrite=False)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        holds_this_run(tmp_path, recipe, "", overwrite=False)
+
+
 # --- stops -----------------------------------------------------------------------------------------------------------
 
 

@@ -79,7 +79,10 @@ def holds_this_run(folder: Path, requested: Recipe, rows_fingerprint: str, overw
             f"{folder} holds another finished run ({_difference(run, asked)}). "
             "Choose another output_dir, or --overwrite."
         )
-    if not run and not (folder / "status.json").is_file() and any(folder.iterdir()):
+    begun = [
+        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part"
+    ]  # but for a cut-off record
+    if not run and not (folder / "status.json").is_file() and begun:
         raise RunError(f"{folder} is not empty and holds no run. Choose another output_dir, or --overwrite.")
     return False
 
