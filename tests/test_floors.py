@@ -13,6 +13,7 @@ FLOORS = {
     "recipe_file": 1,
     "recipe_checks": 1,
     "templates": 0,
+    "user_cache": 0,
     "recipe": 1,
     "memory": 1,
     "hardware": 2,

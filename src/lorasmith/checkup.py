@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from lorasmith import hardware
 from lorasmith.memory import machine, speed
 from lorasmith.memory.peak import GIB
+from lorasmith.user_cache import user_cache
 
 SMALLEST_DISK = 5  # GiB, below which a model of a billion parameters cannot be fetched
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -80,7 +81,7 @@ def processor() -> Finding:
     info = Path("/proc/cpuinfo")
     listed = re.search(r"^(?:flags|Features)\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
     flags = [flag for flag in FLAGS if listed and flag in listed[1].split()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     threads = torch.get_num_threads()
     what = f"{hardware.find_hardware(use_cpu=True).name}, {threads} threads on {cores} cores, {' '.join(flags)}".strip(
         ", "
@@ -219,7 +220,7 @@ def caches() -> Iterator[Finding]:
     """Sizes of what is kept between runs."""
     from huggingface_hub import constants
 
-    for name, path in (("hub cache", Path(constants.HF_HUB_CACHE)), ("token cache", speed.facts_file().parent)):
+    for name, path in (("hub cache", Path(constants.HF_HUB_CACHE)), ("token cache", user_cache())):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
         yield Finding("good", name, f"{size / GIB:.2f} GiB in {path}")
 

@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 import lorasmith
 from lorasmith.data.render import TokenRow, tokenize
 from lorasmith.data.rows import Row
+from lorasmith.user_cache import user_cache
 
 SMALLEST = 2000  # rows; fewer are tokenized faster than they are looked up
 
 
 def cache_folder() -> Path:
-    """LORASMITH_CACHE, or lorasmith/ in the user's cache folder."""
-    return Path(os.environ.get("LORASMITH_CACHE") or Path.home() / ".cache" / "lorasmith") / "tokens"
+    """Where tokenized rows are kept."""
+    return user_cache() / "tokens"
 
 
 def tokenize_cached(

@@ -12,7 +12,9 @@ from lorasmith.memory.speed import Rate, tokens_per_second
 
 LARGEST_MICRO_BATCH = 64  # rows that a search tries
 CUTS = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)  # tokens that max_length may be lowered to
-PLAINEST = ("none", "all", "offload")
+CHECKPOINTING: dict[bool | str, str] = {False: "none", True: "all", "offload": "offload"}  # recipe to setting
+IN_RECIPE = {setting: word for word, setting in CHECKPOINTING.items()}
+PLAINEST = tuple(IN_RECIPE)
 TRAINS_ANOTHER = frozenset({"model.quantization", "adapter.rank", "trainer.max_length"})
 
 
@@ -141,7 +143,7 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
     cuts = [length for length in CUTS if length < setting.longest]
     axes: list[list[tuple[str, Any]]] = [
         [("run.micro_batch", size) for size in smaller],
-        [("run.gradient_checkpointing", "offload" if kind == "offload" else True) for kind in lighter],
+        [("run.gradient_checkpointing", IN_RECIPE[kind]) for kind in lighter],
         [("model.quantization", kind) for kind in bits],
         [("trainer.optim", kind) for kind in eight],
         [("adapter.rank", rank) for rank in ranks],
@@ -153,7 +155,7 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
         micro = overrides.get("run.micro_batch", setting.micro_batch)
         changes: dict[str, Any] = {"rank": overrides.get("adapter.rank", setting.rank)}
         if "run.gradient_checkpointing" in overrides:
-            changes["checkpointing"] = "offload" if overrides["run.gradient_checkpointing"] == "offload" else "all"
+            changes["checkpointing"] = CHECKPOINTING[overrides["run.gradient_checkpointing"]]
         if "model.quantization" in overrides:
             changes["quantization"] = overrides["model.quantization"]
         if "trainer.optim" in overrides:

@@ -52,7 +52,7 @@ def this_cpu(base: int | None = None) -> Machine:
     Args:
         base: Bytes that this process holds already; None: what a training process holds once its libraries are in.
     """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     held = PROCESS if base is None else base
     budget = int(free_memory() * (1 - CPU_SPARED)) + (0 if base is None else held)
     return Machine("cpu", f"CPU with {threads} threads", 1, budget, cpu_rate(threads), held)
@@ -77,6 +77,11 @@ def gpus() -> list[tuple[str, int, int]]:
         if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
             found.append((parts[0], int(parts[1]) << 20, int(parts[2]) << 20))
     return found
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_memory() -> int:

@@ -200,7 +200,7 @@ def kept_bytes(shape: Shape, s: Setting) -> int:
     narrow = shape.kv_heads * shape.head_dim
     size = shape.kept_norms * (shape.hidden * (e if shape.plain_norms else 4) + 4)
     size += shape.head_norms * (4 * shape.head_dim + 4)
-    inner = max(shape.intermediate, shape.active_experts * shape.expert_intermediate)
+    inner = shape.inner
     widths = {"block": shape.hidden, "attention": wide, "mlp": shape.hidden, "product": inner}
     # peft casts a layer's input to the adapter's float32 and autocast casts it back, so each layer keeps a copy of its
     # own; its 4-bit layers leave that out when autocast is on, which they ask of CUDA alone.
@@ -256,7 +256,7 @@ def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> 
 
 def transient_bytes(shape: Shape, s: Setting, tokens: int) -> int:
     """The most that a block's backward holds at once besides what forward kept."""
-    inner = max(shape.intermediate, shape.active_experts * shape.expert_intermediate, shape.hidden)
+    inner = max(shape.inner, shape.hidden)
     largest = max((one.weights for one in shape.linears), default=0)
     unpacked = largest * s.itemsize if s.quantization != "none" else 0
     size = tokens * s.itemsize * (inner + 2 * shape.hidden) + max(tokens * s.itemsize * inner, unpacked)

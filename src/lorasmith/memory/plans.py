@@ -21,7 +21,6 @@ KEPT_SPEEDS = 200  # of runs of different kinds
 SAMPLE = 512  # rows whose lengths stand for all in a plan's arithmetic
 EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
 EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
-CHECKPOINTING = {True: "all", False: "none", "offload": "offload"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def make_plan(recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, proces
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
     sizes = fit.micro_batches(per_process) if wanted == "auto" else [wanted]
     allowed = ["none", "all", "offload"] if machine.device == "cuda" else ["none", "all"]
-    kinds = allowed if recompute == "auto" else [CHECKPOINTING[recompute]]
+    kinds = allowed if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
     room = machine.budget - machine.base
     found = fit.fastest(work, setting, room, sizes, kinds)
     if found is None:
@@ -288,7 +287,7 @@ def setting_of(
         eval_batch=int(trainer.get("per_device_eval_batch_size", 0)),
         padded=not packing and len(set(rows.lengths)) > 1,
         packed=packing,
-        checkpointing=CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
+        checkpointing=fit.CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
         attention=shape.attention if recipe.model.attention == "auto" else recipe.model.attention,
         device=device,
         processes=processes,

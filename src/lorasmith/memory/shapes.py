@@ -1,7 +1,7 @@
 """The shapes of a decoder, from its config.json: every linear layer, norm, expert and embedding, exactly."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lorasmith import upstream
@@ -107,7 +107,6 @@ class Shape:
     experts: int = 0
     active_experts: int = 0
     expert_intermediate: int = 0
-    source: str = field(default="", compare=False)
 
     @property
     def attention(self) -> str:
@@ -118,6 +117,11 @@ class Shape:
     def capped(self) -> bool:
         """Whether attention scores and logits go through a soft cap."""
         return self.kind == "gemma2"
+
+    @property
+    def inner(self) -> int:
+        """Width that a token has inside of the MLP, over all of its experts."""
+        return max(self.intermediate, self.active_experts * self.expert_intermediate)
 
     @property
     def block_weights(self) -> int:
@@ -180,7 +184,7 @@ def read_shape(config: dict[str, Any], source: str = "") -> Shape:
         raise ModelError(f"{source or 'config.json'}: not a whole {kind} config ({error}).") from error
     if min(shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab) < 1:
         raise ModelError(f"{source or 'config.json'}: sizes below 1 in this {kind} config.")
-    return Shape(**{name: getattr(shape, name) for name in Shape.__dataclass_fields__} | {"source": source})
+    return shape
 
 
 def _gated(kind: str, values: dict[str, Any]) -> Shape:

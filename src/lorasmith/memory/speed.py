@@ -9,6 +9,7 @@ from typing import Any
 
 from lorasmith.memory.peak import Setting
 from lorasmith.memory.shapes import Shape
+from lorasmith.user_cache import user_cache
 
 SHARE_OF_PEAK = 0.30  # of a card's data sheet, assumed; torchtune reports 34 to 56 % with packed rows
 SHARE_OF_MATMUL = 0.6  # of a CPU's matmul rate, assumed until a run on this machine has been measured
@@ -154,7 +155,7 @@ def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effect
 
 def facts_file() -> Path:
     """Where measurements of this machine are kept between runs."""
-    return Path(os.environ.get("LORASMITH_CACHE") or Path.home() / ".cache" / "lorasmith") / "machine.json"
+    return user_cache() / "machine.json"
 
 
 def machine_facts() -> dict[str, Any]:

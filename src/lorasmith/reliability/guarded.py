@@ -140,8 +140,7 @@ def guarded(trainer: type[Any]) -> type[Any]:
                 raise self._disk_is_full(folder, earlier) from error
 
         def _disk_is_full(self, folder: Path, earlier: Path | None) -> StoppedError:
-            if (folder / checkpoints.MANIFEST).exists():
-                (folder / checkpoints.MANIFEST).unlink()
+            (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             step, stands = self.state.global_step, "none was saved yet"
             if earlier is not None:

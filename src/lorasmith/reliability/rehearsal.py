@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ class Rehearsal(TrainerCallback):
     """Do once, without effect on the run, what the run will do at its largest.
 
     Args:
-        mend: The smallest change that makes the run fit, as the plan says; or nothing.
+        mend: Gives the smallest change that makes the run fit, as the plan says; or nothing.
     """
 
-    def __init__(self, mend: str) -> None:
+    def __init__(self, mend: Callable[[], str]) -> None:
         self.mend = mend
         self.trainer: Any = None
 
@@ -42,7 +43,7 @@ class Rehearsal(TrainerCallback):
                 line = f"{doing}, rehearsed: the disk is full. Free some space; the same command goes on."
                 raise StoppedError(line) from error
             if is_out_of_memory(error):
-                mend = self.mend or "run.micro_batch=1 run.gradient_checkpointing=true"
+                mend = self.mend() or "run.micro_batch=1 run.gradient_checkpointing=true"
                 raise FitError(f"{doing}, rehearsed, is out of memory. Make it fit with: {mend}.") from error
             raise
         finally:
@@ -67,9 +68,7 @@ class Rehearsal(TrainerCallback):
         """The longest rows, as many as a batch holds."""
         lengths = [len(ids) for ids in rows["input_ids"]]
         worst = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:size]
-        batch = self.trainer.data_collator([rows[row] for row in worst])
-        device = self.trainer.args.device
-        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        return self.trainer.data_collator([rows[row] for row in worst])
 
     def _save(self, args: TrainingArguments) -> None:
         """The adapter and room for its optimizer's states, written and removed."""

@@ -58,7 +58,7 @@ def guards(
         say(f"resumed: the run goes on behind step {resume.step}")
         watch.go_on(resume.step)
     stop = SafeStop(folder, recipe.run.max_minutes, recipe.run.save_minutes, room)
-    rehearsal = Rehearsal(smallest_change(plan))
+    rehearsal = Rehearsal(lambda: smallest_change(plan))
     finite = FiniteGuard(rows.train, folder)
     dog = Watchdog(folder, 60 * recipe.run.hang_minutes, record_end)
     return Guards(watch, stop, [rehearsal, watch, finite, stop, dog])

@@ -46,7 +46,7 @@ def plan_run(
         say(line)
     if not plan.fits:
         raise plan.error()
-    recompute: bool | str = {"none": False, "all": True, "offload": "offload"}[plan.setting.checkpointing]  # type: ignore[assignment]
+    recompute = fit.IN_RECIPE[plan.setting.checkpointing]
     reasons = {"micro_batch": plan.why, "gradient_checkpointing": plan.why}
     return _settled(recipe, plan.setting.micro_batch, recompute), reasons, plan
 
