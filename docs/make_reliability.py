@@ -3,8 +3,8 @@
 python docs/make_reliability.py > docs/reliability.md
 """
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -49,11 +49,9 @@ def main() -> None:
         print("`make reliability`: not measured.")
         return
     report = json.loads(path.read_text())
-    spec = importlib.util.spec_from_file_location("reliability", ROOT / "benchmarks/reliability.py")
-    assert spec is not None
-    assert spec.loader is not None
-    harness = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(harness)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import reliability as harness
+
     print(f"`make reliability` ({report['machine']}; benchmarks/reliability.json has each row's seed). Stock:")
     print("transformers, trl and peft as they are, measured before on the same versions by other harnesses.\n")
     print(harness.table(report))

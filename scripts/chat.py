@@ -28,7 +28,7 @@ def main() -> None:
     quiet(arguments.offline)
     from lorasmith.runs.opening import open_model
 
-    opened = open_model(arguments.model, arguments.base, arguments.quantization)
+    opened = open_model(arguments.model, arguments.base, arguments.quantization, arguments.trust_remote_code)
     if arguments.input:
         answer_file(opened, arguments)
     elif arguments.prompt is not None:
@@ -128,6 +128,7 @@ def sampling(temperature: float) -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
     parser.add_argument("model", help="folder of an adapter or a model, or a model's hub id")
     parser.add_argument("--prompt", help="answer this and end")

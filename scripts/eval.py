@@ -33,7 +33,7 @@ def main() -> None:
     read = read_rows(arguments.data, arguments.subset, arguments.split, columns=columns)
     rows = read.rows[: arguments.limit]
     say(f"rows: {len(rows)} of {arguments.data}, recognised as {read.kind}")
-    opened = open_model(arguments.adapter, arguments.base, arguments.quantization)
+    opened = open_model(arguments.adapter, arguments.base, arguments.quantization, arguments.trust_remote_code)
     if not isinstance(opened.model, PeftModel):
         raise ModelError(f"{arguments.adapter} is a whole model; eval.py compares an adapter with its base.")
     train_on = opened.run.get("recipe", {}).get("data", {}).get("train_on", "assistant")
@@ -104,6 +104,7 @@ def table(scores: dict[str, dict[str, Any]], rows: int) -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
     parser.add_argument("adapter", help="folder of an adapter")
     parser.add_argument("--data", required=True, help="rows: file or hub id")

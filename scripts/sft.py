@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lorasmith import offline
 from lorasmith.console import is_first_process, say
 from lorasmith.errors import UnreachableError
 from lorasmith.recipe import Recipe, load_recipe, recipe_text
@@ -21,6 +22,8 @@ def main() -> None:
     requested = load_recipe(arguments.recipe, arguments.overrides)
     quiet(arguments.offline)
     try:
+        if offline.is_offline() and not arguments.dry_run:
+            offline.check_files(requested)
         train(requested, arguments)
     except UnreachableError as error:
         if not arguments.dry_run:

@@ -50,6 +50,17 @@ BAD = {
         "nf5",
         "3: model.quantization is `nf5`; expected one of none, int8, nf4, fp4. Did you mean `nf4`?",
     ),
+    "code that may change": (
+        "quickstart/base\n  quantization: nf4",
+        "org/model\n  trust_remote_code: true",
+        "3: model.trust_remote_code runs code from the hub, and model.revision is `main`, which can change. Set "
+        "model.revision to the commit (40 hex digits) that you have read.",
+    ),
+    "a kernel from the hub": (
+        "  quantization: nf4",
+        "  attention: kernels/flash",
+        "3: model.attention is `kernels/flash`, code from the hub. If you trust it, set model.trust_remote_code: true.",
+    ),
     "unknown method": ("rank: 16", "method: doar", "5: adapter.method is `doar`; no such method. Did you mean `dora`?"),
     "owned peft option": (
         "rank: 16",

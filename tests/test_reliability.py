@@ -122,7 +122,8 @@ def test_a_folder_whose_first_record_was_cut_off_is_begun_anew(tmp_path):
     assert not holds_this_run(tmp_path, recipe, "", overwrite=False)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="is not empty and holds no run"):
-        holds_this_run(tmp_path, recipe, "", overwrite=False)
+        holds_this_run(tmp_path, recipe, "", overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
 
 
 # --- stops -----------------------------------------------------------------------------------------------------------

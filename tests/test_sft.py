@@ -96,9 +96,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     done = launch("scripts/sft.py", *QUICK, f"output_dir={tmp_path}")
     assert done.returncode == 2
-    assert (
-        done.stderr == f"error: {tmp_path} is not empty and holds no run. Choose another output_dir, or --overwrite.\n"
-    )
+    assert done.stderr == f"error: {tmp_path} is not empty and holds no run. Choose another output_dir.\n"
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

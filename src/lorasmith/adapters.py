@@ -13,10 +13,12 @@ import peft
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from lorasmith.errors import ModelError
+from lorasmith.hostile import limited
 from lorasmith.recipe import LORA_METHODS, Adapter
 
 # Initialisations that move part of the base's weights into the adapter. They are saved as a plain LoRA of the
@@ -114,7 +116,6 @@ def start_from_quantization_error(model: PeftModel, folder: Path) -> None:
         ModelError: If a layer's weight is not in the folder's files.
     """
     import bitsandbytes
-    from safetensors import safe_open
 
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -208,13 +209,32 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         raise ModelError(f"{folder}: no adapter here (adapter_config.json is missing).")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are refused; convert it first.")
+    pattern = saved_config(folder).target_modules
+    if isinstance(pattern, str):
+        names = [name for name, _ in model.named_modules()]
+        passed = limited(lambda: [re.fullmatch(pattern, name) for name in names])
+        if passed:
+            raise ModelError(f"{folder}: adapter_config.json's target_modules takes over {passed}; do not trust it.")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
     assert isinstance(adapted, PeftModel)
     _check_keys(adapted, folder)
     return adapted
+
+
+def saved_config(folder: Path) -> Any:
+    """What a saved adapter says of itself.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise ModelError(f"{folder}: adapter_config.json cannot be read ({reason}). Fetch it again.") from error
 
 
 def _check_keys(model: PeftModel, folder: Path) -> None:

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+# Control characters as visible ones: somebody else's rows and file names must not steer the terminal.
+_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def is_first_process() -> bool:
     """Whether this is rank 0, as the launcher says, or the only process."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def plain(text: str) -> str:
+    """A text whose control characters do nothing on a terminal."""
+    return text.translate(_CONTROLS)
 
 
 def say(line: str = "") -> None:
@@ -23,7 +31,7 @@ def say(line: str = "") -> None:
 def complain(line: str) -> None:
     """Print one error or warning line to stderr, on the first process only."""
     if is_first_process():
-        print(line, file=sys.stderr, flush=True)
+        print(plain(line), file=sys.stderr, flush=True)
 
 
 def track(items: Sequence[T], label: str, every: float = 5.0) -> Iterator[T]:

@@ -23,6 +23,7 @@ from transformers import (
 
 from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
 from lorasmith.failures import explain
+from lorasmith.hostile import check_template
 from lorasmith.recipe import Model
 from lorasmith.templates import CHATML, TEMPLATE_TOKENS
 
@@ -62,6 +63,7 @@ def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[Pr
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     vocabulary = tokenizer.get_vocab()
+    check_template(tokenizer, where)
     return tokenizer, [vocabulary[token] for token in new]
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -218,6 +219,18 @@ def _check_together(recipe: Recipe, places: Places) -> None:
     if template is not None and template not in TEMPLATE_TOKENS and not template.endswith((".jinja", ".j2")):
         place = place_of(places, ("model", "chat_template"))
         raise RecipeError(f"{place}: model.chat_template is {show(template)}; expected chatml or a .jinja file.")
+    if model.trust_remote_code and not Path(model.name).is_dir() and not re.fullmatch(r"[0-9a-f]{40}", model.revision):
+        place = place_of(places, ("model", "trust_remote_code"))
+        raise RecipeError(
+            f"{place}: model.trust_remote_code runs code from the hub, and model.revision is {show(model.revision)}, "
+            "which can change. Set model.revision to the commit (40 hex digits) that you have read."
+        )
+    if "/" in model.attention and not model.trust_remote_code:
+        place = place_of(places, ("model", "attention"))
+        raise RecipeError(
+            f"{place}: model.attention is {show(model.attention)}, code from the hub. If you trust it, set "
+            "model.trust_remote_code: true."
+        )
     if data.eval is not None and data.eval_fraction > 0:
         place = place_of(places, ("data", "eval_fraction"))
         raise RecipeError(f"{place}: data.eval and data.eval_fraction are both given; keep one.")

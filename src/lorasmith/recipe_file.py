@@ -14,6 +14,9 @@ import yaml
 
 from lorasmith.errors import RecipeError
 
+LONGEST = 1 << 20  # bytes of a recipe file
+MOST_VALUES = 10_000
+
 Key = tuple[str, ...]
 Places = dict[Key, str]
 
@@ -35,12 +38,16 @@ def read_recipe(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Place
     if path.is_dir():
         raise RecipeError(f"{path} is a folder; expected a recipe file (.yaml).")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(LONGEST + 1)
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe. Recipes to start from are in recipes/.") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise RecipeError(f"{path}:{line}: not UTF-8 text. Save the recipe as UTF-8.") from None
+    if len(data) > LONGEST:
+        raise RecipeError(f"{path}: more than {LONGEST >> 20} MiB; expected a recipe, a file of some lines.")
     places: Places = {}
     values = _read_yaml(text, str(path), (), places)
     if not isinstance(values, dict):
@@ -110,6 +117,8 @@ def _read_yaml(text: str, source: str, at: Key, places: Places) -> Any:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _value(node, source, at, places, ())
+    except RecursionError:
+        raise RecipeError(f"{source}: nested too deep; expected sections with values.") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(f"{_place(source, mark)}: not valid YAML ({error.problem or error.context}).") from None
@@ -124,6 +133,8 @@ def _place(source: str, mark: yaml.Mark | None) -> str:
 def _value(node: yaml.Node, source: str, at: Key, places: Places, inside: tuple[int, ...]) -> Any:
     place = _place(source, node.start_mark)
     places.setdefault(at, place)
+    if len(places) > MOST_VALUES:  # aliases of aliases make billions of a few lines
+        raise RecipeError(f"{source}: more than {MOST_VALUES:,} values; expected a recipe.")
     if id(node) in inside:
         raise RecipeError(f"{place}: an alias that contains itself. Write the values out.")
     inside = (*inside, id(node))
@@ -157,7 +168,7 @@ def _plain(text: str) -> Any:
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text.lower() == "true"
-    if _WHOLE.fullmatch(text):
+    if _WHOLE.fullmatch(text) and len(text) <= 100:
         return int(text)
     if _NUMBER.fullmatch(text):
         return float(text)

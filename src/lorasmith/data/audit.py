@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lorasmith.console import plain
 from lorasmith.data.render import IGNORED, TokenRow
 from lorasmith.errors import DataError
 
@@ -132,6 +133,7 @@ def marked(
     """A row's text with the trained tokens between marks, the middle of pieces over `longest` characters left out."""
     shown = []
     for text, trained in _pieces(tokenizer, row):
+        text = plain(text)
         if longest is not None and len(text) > longest:
             text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
         shown.append(f"{opening}{text}{closing}" if trained else text)

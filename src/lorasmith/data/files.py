@@ -17,6 +17,8 @@ FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
 BROKEN = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise
+LONGEST_LINE = 64 << 20  # bytes
+BOMB, BOMB_RATIO = 64 << 20, 500  # bytes that any file may unpack to, and beyond, how many times its size
 AGAIN = "Fetch or write the file again."
 
 # How files begin that are not what their ending says, in lower case; the ending that would be right; what to do.
@@ -55,8 +57,10 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
             raise DataError(f"{source}: no rows in this folder; expected files of {', '.join(FILE_KINDS)}.")
         for file in files:
             yield from _file(file)
-    elif path.exists():
+    elif path.is_file():
         yield from _file(path)
+    elif path.exists():
+        raise DataError(f"{source}: a pipe or device; rows are read more than once. Write them into a file.")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and _kind(path) not in FILE_KINDS:
         yield from _hub(source, subset, split)
     else:
@@ -119,27 +123,34 @@ def one_line(error: Exception) -> str:
 def _open(path: Path) -> BinaryIO:
     """A file's bytes, decompressed."""
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]  # a reader of bytes
+        return io.BufferedReader(_Expanded(gzip.open(path, "rb"), path), 1 << 20)
     if path.suffix.lower() == ".zst":
         import pyarrow
 
         stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-        return io.BufferedReader(_Raw(stream), 1 << 20)
+        return io.BufferedReader(_Expanded(stream, path), 1 << 20)
     return path.open("rb")
 
 
-class _Raw(io.RawIOBase):
-    """pyarrow's stream as a raw stream that Python can buffer and split into lines."""
+class _Expanded(io.RawIOBase):
+    """A decompressed stream that Python can buffer and split into lines, and that does not swell without end."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._read = getattr(stream, "read1", stream.read)  # no further than what is whole, before the data is cut off
+        self._path = path
+        self._left = max(BOMB, BOMB_RATIO * path.stat().st_size)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
+        data = self._read(len(buffer))
         buffer[: len(data)] = data
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(
+                f"{self._path}: unpacks to over {BOMB_RATIO} times its size; no rows do. Unpack it yourself."
+            )
         return len(data)
 
 
@@ -162,7 +173,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     with _open(path) as file:
         try:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise DataError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; expected a row.")
                 yield number, line
         except BROKEN as error:
             raise DataError(f"{path}:{number + 1}: {_unreadable(error)}") from None
@@ -213,7 +227,7 @@ def _whole(path: Path) -> str:
         DataError: With the line of the first byte that is not UTF-8.
     """
     with _open(path) as file:
-        data = file.read().removeprefix(BOM)
+        data = b"".join(iter(lambda: file.read(1 << 24), b"")).removeprefix(BOM)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

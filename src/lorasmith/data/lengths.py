@@ -7,6 +7,7 @@ from typing import Any
 from lorasmith.data.files import COMPRESSED
 from lorasmith.data.formats import read_rows
 from lorasmith.data.rows import Row
+from lorasmith.hostile import check_template
 from lorasmith.memory.facts import tokenizer_folder
 from lorasmith.memory.plans import Rows
 from lorasmith.recipe import Recipe
@@ -87,6 +88,7 @@ def _lengths(rows: list[Row], recipe: Recipe) -> tuple[list[int], list[int], str
         tokenizer.chat_template = CHATML
     elif recipe.model.chat_template is not None:
         tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
+    check_template(tokenizer, recipe.model.name)
     tokens = tokenize(tokenizer, rows, recipe.data.train_on, [])
     return [len(row.input_ids) for row in tokens], [row.supervised for row in tokens], "its own tokenizer"
 

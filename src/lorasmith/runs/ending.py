@@ -12,6 +12,7 @@ from pathlib import Path
 from lorasmith.console import complain, is_first_process
 from lorasmith.errors import LorasmithError, StoppedNow
 from lorasmith.failures import explain
+from lorasmith.leaks import cleaned
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 STOPPED = 75  # on request; the same command goes on
@@ -41,17 +42,18 @@ def run_script(main: Callable[[], None]) -> None:
             if not is_first_process():  # perhaps the only one that failed, and it keeps no log
                 print(f"rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
             _leave(error, line, failure.exit_code)
-        traceback.print_exc()
+        print(cleaned(traceback.format_exc()), file=sys.stderr)
         _leave(error, "error: this is a bug in Lorasmith; please report the lines above.", 1)
 
 
 def _leave(error: BaseException | None, line: str, code: int) -> None:
+    line = cleaned(line)
     complain(line)
     if _current_run is not None and error is not None:
         trace = "".join(traceback.format_exception(error))
         # The disk may be what is full.
         with contextlib.suppress(OSError), (_current_run / "private" / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(trace)
+            log.write(cleaned(trace))
     record_end(line, code)
     sys.exit(code)
 

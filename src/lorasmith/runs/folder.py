@@ -12,6 +12,7 @@ from typing import Any
 from lorasmith.errors import RunError
 from lorasmith.recipe import Recipe
 
+RECORDS = ("run.json", "status.json")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "lorasmith")
 
 
@@ -63,12 +64,15 @@ def holds_this_run(folder: Path, requested: Recipe, rows_fingerprint: str, overw
     """Whether a folder already holds this very run, finished: same recipe, same rows.
 
     Raises:
-        RunError: If it holds another finished run, or files that no run has written.
+        RunError: If it holds files that no run has written, or, not to be overwritten, another finished run.
     """
-    if not folder.exists() or overwrite:
+    if not folder.exists():
         return False
     if folder.is_file():
         raise RunError(f"{folder} is a file; output_dir must be a folder.")
+    _check_is_ours(folder)
+    if overwrite:
+        return False
     run = read_json(folder / "run.json", strict=finished(folder))
     if finished(folder):
         asked = requested.model_dump(by_alias=True)
@@ -79,18 +83,26 @@ def holds_this_run(folder: Path, requested: Recipe, rows_fingerprint: str, overw
             f"{folder} holds another finished run ({_difference(run, asked)}). "
             "Choose another output_dir, or --overwrite."
         )
-    begun = [
-        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part"
-    ]  # but for a cut-off record
-    if not run and not (folder / "status.json").is_file() and begun:
-        raise RunError(f"{folder} is not empty and holds no run. Choose another output_dir, or --overwrite.")
     return False
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Never write into, or empty, a folder of something else.
+
+    Raises:
+        RunError: If it holds files and no run.
+    """
+    if any((folder / name).is_file() for name in RECORDS):
+        return
+    # A run that was killed as it began has left nothing, or a record that was cut off.
+    if any(path.suffix != ".part" for path in folder.rglob("*") if path.is_symlink() or path.is_file()):
+        raise RunError(f"{folder} is not empty and holds no run. Choose another output_dir.")
 
 
 def clear(folder: Path) -> None:
     """Make an empty run folder, removing what an earlier run left there."""
     if folder.exists():
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name in RECORDS):  # so that it is ours to the end
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

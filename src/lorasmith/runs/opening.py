@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
+from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith import adapters, hardware, models
@@ -32,7 +33,7 @@ class Opened:
     machine: hardware.Hardware
 
 
-def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
+def open_model(path: str, base: str | None, quantization: str | None, trust_remote_code: bool = False) -> Opened:
     """Load an adapter on its base, or a model alone.
 
     An adapter's base is loaded in the quantization and dtype that the adapter was trained in, as its run says.
@@ -41,6 +42,8 @@ def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
         path: Folder of an adapter or a model, or a model's hub id.
         base: Another place to find the adapter's base.
         quantization: Overrides the run's.
+        trust_remote_code: Whether to run code that comes with the model; the records of a run that came from elsewhere
+            have no say in it.
 
     Raises:
         ModelError: If nothing can be loaded from there.
@@ -53,14 +56,18 @@ def open_model(path: str, base: str | None, quantization: str | None) -> Opened:
     settings = run.get("recipe", {}).get("model", {})
     name, revision = (base or path), "main"
     if is_adapter and base is None:
-        config = PeftConfig.from_pretrained(path)
+        config = adapters.saved_config(folder)
         name, revision = str(config.base_model_name_or_path), str(config.revision or "main")
         if not Path(name).is_dir() and name.count("/") != 1:
             raise ModelError(f"{path}: its base {name} is not here. Say where it is with --base.")
-    kept = {
-        key: settings[key] for key in ("quantization", "dtype", "attention", "trust_remote_code") if key in settings
-    }
-    section = Model(name=name, revision=revision, **(kept | ({"quantization": quantization} if quantization else {})))
+    kept = {key: settings[key] for key in ("quantization", "dtype", "attention") if key in settings}
+    if "/" in str(kept.get("attention")) and not trust_remote_code:
+        del kept["attention"]  # a kernel from the hub is code too
+    kept |= {"quantization": quantization} if quantization else {}
+    try:
+        section = Model(name=name, revision=revision, trust_remote_code=trust_remote_code, **kept)
+    except ValidationError as error:
+        raise ModelError(f"{path}: run.json is broken (model: {error.errors()[0]['msg']}). Restore it.") from None
     dtype, _ = hardware.choose_dtype(section.dtype, machine)
     attention, _ = hardware.choose_attention(section.attention, models.base_facts(section).runs_on_sdpa)
     has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()

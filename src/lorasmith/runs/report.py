@@ -13,6 +13,7 @@ from lorasmith.data.audit import write_audit
 from lorasmith.data.mask import template_contract
 from lorasmith.data.prepare import Prepared, source_name, source_names
 from lorasmith.hardware import Hardware, held_gib, peak_memory_gib
+from lorasmith.leaks import clean_folder
 from lorasmith.memory.plans import Plan, keep_speed
 from lorasmith.models import template_hash
 from lorasmith.recipe import Recipe, recipe_text
@@ -140,6 +141,8 @@ def finish(
         run_folder.drop_checkpoints(folder)
     picture = draw(watch.history, folder / "plots")
     write_card(folder, run)
+    for line in clean_folder(folder):
+        say(line)
     next_command = f"python scripts/chat.py {folder}"
     run_folder.write_status(folder, 0, "done", steps, next_command)
     before, after = metrics["before"], metrics["after"]
