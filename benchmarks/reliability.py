@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from scorecard.crashes import chaos, kill_nine, r1, r2, r3, r4
-from scorecard.guards import cost, r5, r9, r12, r17, r18
+from scorecard.guards import cost, hang, r5, r9, r12, r17
+from scorecard.launchers import r5_launchers, r18
 from scorecard.trial import ROOT, load_script
 
 STOCK = {
@@ -26,7 +27,7 @@ STOCK = {
 
 
 ROWS: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
-    "R1": r1, "R2": r2, "R3": r3, "R4": r4, "R5": r5, "R9": r9, "R12": r12, "R17": r17, "R18": r18,
+    "R1": r1, "R2": r2, "R3": r3, "R4": r4, "R5": r5, "R5 launchers": r5_launchers, "R9": r9, "R12": r12, "R17": r17, "R18": r18, "R18 alone": hang,
     "kill": kill_nine, "chaos": chaos, "cost": cost,
 }  # fmt: skip
 

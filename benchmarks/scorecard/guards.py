@@ -151,8 +151,8 @@ def r17(script: Any, sample: int, seed: int) -> dict[str, Any]:
     return counted("same_losses", limits, each(limits, trial))
 
 
-def r18(script: Any, sample: int, seed: int) -> dict[str, Any]:
-    """A process that hangs in a step ends by itself within its limit, with stacks and exit code 5."""
+def hang(script: Any, sample: int, seed: int) -> dict[str, Any]:
+    """A single process that hangs in a step ends by itself within its limit, with stacks and exit code 5."""
 
     def hook() -> None:
         from trl import SFTTrainer

@@ -59,12 +59,18 @@ def _leave(error: BaseException | None, line: str, code: int) -> None:
 
 
 def record_end(line: str, code: int) -> None:
-    """Write the end of the open run into its folder, and the exit code for `scripts/launch.py`."""
-    if _current_run is not None:
-        from lorasmith.runs.folder import write_status
+    """Write the end of the open run into its folder, and the exit code for `scripts/launch.py`.
 
+    Of several processes that fail, the first one tells; a stop is told by the first process.
+    """
+    if _current_run is not None and (code != STOPPED or is_first_process()):
+        from lorasmith.reliability.checkpoints import checkpoints, step_of
+        from lorasmith.runs.folder import read_json, write_status
+
+        step = next((step_of(one) for one in checkpoints(_current_run)), None)
         with contextlib.suppress(OSError):  # as above
-            write_status(_current_run, code, line, None, "")
+            if read_json(_current_run / "status.json", strict=False).get("exit_code") is None:
+                write_status(_current_run, code, line, step, "the same command goes on" if step else "")
     path = os.environ.get("LORASMITH_EXIT")
     if path:
         Path(f"{path}.{os.environ.get('RANK', '0')}").write_text(str(code))
@@ -75,10 +81,10 @@ _current_run: Path | None = None
 
 def enter_run(folder: Path) -> None:
     """From here on, write warnings to the run's private log and the end of the process to its status.json."""
-    if not is_first_process():
-        return
     global _current_run
     _current_run = folder
+    if not is_first_process():
+        return
     handler = logging.FileHandler(folder / "private" / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
