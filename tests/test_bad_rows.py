@@ -20,6 +20,8 @@ from lorasmith.data.formats import read_prompts, read_rows
 from lorasmith.data.rows import check_no_overlap
 from lorasmith.errors import DataError
 
+pytestmark = pytest.mark.scorecard(row="R6")
+
 TO_DO = re.compile(r"Fix|Save|Give|Fetch|Rename|Write|Keep|Run|Unpack|End |expected|only|Check|must", re.IGNORECASE)
 FIX = "Fix or remove the line."
 WANTED = (

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from lorasmith.recipe import load_recipe
@@ -80,3 +81,13 @@ def test_the_speeds_in_the_readme_are_those_of_the_benchmarks():
     assert audit["rows"] == 100_000
     words = f"in {audit['ours']['seconds']:.1f} s, against {audit['trl']['seconds']:.1f} s"
     assert words in " ".join(README.split())
+
+
+def test_every_seeded_bug_still_has_its_place_and_its_tests():
+    bugs = yaml.safe_load((ROOT / "benchmarks/scorecard/seeded_bugs.yaml").read_text())
+    assert len(bugs) >= 40
+    for bug in bugs:
+        assert (ROOT / bug["file"]).read_text().count(bug["old"]) == 1, bug["bug"]
+        for test in bug["tests"]:
+            file, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}" in (ROOT / file).read_text(), bug["bug"]

@@ -25,7 +25,7 @@ from lorasmith.recipe import Model, load_recipe
 from lorasmith.reliability import checkpoints
 from lorasmith.runs.opening import open_model
 
-pytestmark = pytest.mark.scorecard("R15")
+pytestmark = pytest.mark.scorecard(row="R15")
 ROWS = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}] * 8
 
 

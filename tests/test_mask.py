@@ -10,6 +10,8 @@ from lorasmith.data.rows import conversation
 from lorasmith.errors import DataError
 from lorasmith.models import CHATML
 
+pytestmark = pytest.mark.scorecard(row="R7")
+
 OPEN, CLOSE = "{% generation %}", "{% endgeneration %}"
 
 

@@ -159,6 +159,7 @@ def test_a_base_without_template_tokens_gets_them_as_new_rows():
     assert Adapter().method == "lora"
 
 
+@pytest.mark.scorecard(row="R8")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
     "kind", ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt2", "smollm3"]

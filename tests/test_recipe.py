@@ -188,6 +188,7 @@ BAD = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_recipe_is_refused_in_one_exact_line(case, tmp_path):
     old, new, refusal = BAD[case]
@@ -206,6 +207,7 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_a_file_that_is_no_recipe_is_refused_in_one_exact_line(case, tmp_path):
     content, refusal = BAD_FILES[case]
@@ -216,6 +218,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_exact_line(case, tmp_path):
     assert str(caught.value) == f"{recipe}:{refusal}"
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize(
     ("override", "refusal"),
     [

@@ -182,6 +182,7 @@ def rows_of(*lengths: tuple[int, int]) -> list[TokenRow]:
     ]
 
 
+@pytest.mark.scorecard(row="R13")
 def test_every_row_is_accounted_for():
     rows = rows_of((5, 5), (20, 5), (2, 30), (3, 3))
     kept, account = fit_lengths(rows, 10, "truncate")
@@ -194,6 +195,7 @@ def test_every_row_is_accounted_for():
     assert account.supervised_tokens == 8
 
 
+@pytest.mark.scorecard(row="R13")
 def test_too_many_long_rows_are_an_error_that_names_the_first():
     with pytest.raises(
         DataError, match=r"r:1: 2 of 4 rows are over trainer.max_length \(10 tokens; the longest has 32\)"
@@ -225,6 +227,7 @@ def test_real_rows_are_masked_as_the_question_and_the_answer_say(tmp_path):
             assert record[asked] in tokenizer.decode(row.input_ids)
 
 
+@pytest.mark.scorecard(row="R13")
 def test_a_histogram_counts_every_row_once():
     from lorasmith.data.audit import histogram
 

@@ -99,6 +99,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_line_is_named(case, tmp_path):
     line, refusal = BROKEN[case]
@@ -133,6 +134,7 @@ BROKEN_CHATS = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("case", BROKEN_CHATS)
 def test_a_broken_conversation_is_named(case, tmp_path):
     messages, refusal = BROKEN_CHATS[case]
@@ -142,6 +144,7 @@ def test_a_broken_conversation_is_named(case, tmp_path):
     assert str(caught.value) == f"{path}:2: {refusal}"
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize(
     ("name", "content", "refusal"),
     [
@@ -174,6 +177,7 @@ def test_a_folder_and_a_missing_file_are_told_apart(tmp_path):
         read_rows(str(tmp_path / "missing.jsonl"))
 
 
+@pytest.mark.scorecard(row="R14")
 def test_rows_with_one_prompt_stay_on_one_side_of_the_split(tmp_path):
     rows = [{"question": f"q{i % 30}", "answer": f"a{i}"} for i in range(90)]
     found, _, _ = read_rows(str(write_rows(tmp_path / "r.jsonl", *rows)))
@@ -186,6 +190,7 @@ def test_rows_with_one_prompt_stay_on_one_side_of_the_split(tmp_path):
     assert [row.place for row in split_rows(found, 0.2, seed=2)[1]] != [row.place for row in held]
 
 
+@pytest.mark.scorecard(row="R14")
 def test_a_row_in_both_files_is_refused_with_both_lines(tmp_path):
     rows = [{"question": f"q{i}", "answer": "a"} for i in range(5)]
     train, _, _ = read_rows(str(write_rows(tmp_path / "t.jsonl", *rows)))
@@ -337,6 +342,7 @@ def test_half_of_a_surrogate_pair_is_refused(tmp_path):
         read_rows(str(path))
 
 
+@pytest.mark.scorecard(row="R14")
 def test_a_prompt_in_two_sources_stays_on_one_side_and_weights_take_only_training_rows(tmp_path):
     from lorasmith.data.prepare import read_train_and_eval
     from lorasmith.recipe import Data

@@ -100,6 +100,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
+@pytest.mark.scorecard(row="R19")
 def test_the_resolved_recipe_reruns_the_run_to_the_same_adapter(tmp_path):
     first = sft(*QUICK, f"output_dir={tmp_path / 'first'}")
     second = sft(first / "recipe.yaml", f"output_dir={tmp_path / 'second'}")
@@ -198,6 +199,7 @@ def trl_losses(tmp_path: Path, rows: Path, *extra: str) -> list[float]:
     return [event["loss"] for event in state["log_history"] if "loss" in event]
 
 
+@pytest.mark.scorecard(row="R8")
 @pytest.mark.parametrize("shape", ["messages", "prompt+completion"])
 def test_our_losses_are_trls_own_over_twenty_steps(shape, tmp_path):
     import trl  # noqa: F401

@@ -8,7 +8,7 @@ import signal
 import time
 from typing import Any
 
-from scorecard.trial import BASIC, STEPS, chosen, counted, digest, each, losses, place, run, start, stop_behind
+from scorecard.trial import BASIC, ROOT, STEPS, chosen, counted, digest, each, losses, place, run, start, stop_behind
 
 
 def r5(script: Any, sample: int, seed: int) -> dict[str, Any]:
@@ -149,6 +149,22 @@ def r17(script: Any, sample: int, seed: int) -> dict[str, Any]:
             return "" if good else f"{limit} rows from step {since}: {ended.code} {ended.text[-300:]}"
 
     return counted("same_losses", limits, each(limits, trial))
+
+
+def r17_evaluation(script: Any, sample: int, seed: int) -> dict[str, Any]:
+    """Memory of a run that evaluates on 256 rows against one on 16: at most 5 % more."""
+    lines = (ROOT / "quickstart/data/train.jsonl").read_text(encoding="utf-8").splitlines(True)
+    peaks = {}
+    for count in (16, 256):
+        with place() as folder:
+            rows = folder.parent / "rows.jsonl"
+            rows.write_text("".join(lines[:count]), encoding="utf-8")
+            words = [f"data.eval={rows}", "trainer.eval_strategy=steps", "trainer.eval_steps=4", f"output_dir={folder}"]
+            ended = run(script, [*BASIC, *(word for word in words)])
+            assert ended.code == 0, ended.text
+            peaks[str(count)] = json.loads((folder / "run.json").read_text())["memory"]["measured_gib"]
+    growth = peaks["256"] / peaks["16"] - 1
+    return {"flat": int(growth <= 0.05), "of": 1, "gib": peaks, "failures": [] if growth <= 0.05 else [str(peaks)]}
 
 
 def hang(script: Any, sample: int, seed: int) -> dict[str, Any]:
