@@ -13,12 +13,14 @@ from typing import Any
 from lorasmith import offline
 from lorasmith.console import is_first_process, say
 from lorasmith.errors import UnreachableError
+from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe, recipe_text
 from lorasmith.runs.ending import enter_run, quiet, run_script
 
 
 def main() -> None:
     arguments = parse_arguments()
+    listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides)
     quiet(arguments.offline)
     try:
@@ -36,10 +38,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
     from lorasmith import adapters, hardware, models
     from lorasmith.data.prepare import prepare, read_train_and_eval
-    from lorasmith.reliability import reopened, resume, stopping
+    from lorasmith.reliability import reopened, resume
     from lorasmith.runs import folder, guarding, planning, report, settings
 
-    stopping.listener.listen()
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")

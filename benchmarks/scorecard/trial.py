@@ -171,7 +171,8 @@ def stop_behind(script: Any, folder: Path, step: int, extra: list[str] | None = 
     """A run that is asked to stop behind a step, in its own process."""
 
     def hook() -> None:
-        from lorasmith.reliability.stopping import SafeStop, listener
+        from lorasmith.listening import listener
+        from lorasmith.reliability.stopping import SafeStop
 
         before = SafeStop.on_step_end
 

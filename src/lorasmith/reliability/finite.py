@@ -52,18 +52,13 @@ class FiniteGuard(TrainerCallback):
         bad: list[str] = []
         module = ""
         for inputs, count in trainer.done:
-            for i in range(inputs["input_ids"].shape[0]):
-                row = {key: value[i : i + 1] if torch.is_tensor(value) else value for key, value in inputs.items()}
+            for row in _rows(inputs):
                 name = self._first_offender(row, count)
                 if name:
                     bad.append(self._place(row))
                     module = module or name
         if not bad:
-            bad = [
-                self._place({key: value[i : i + 1] for key, value in inputs.items() if torch.is_tensor(value)})
-                for inputs, _ in trainer.done
-                for i in range(inputs["input_ids"].shape[0])
-            ]
+            bad = [self._place(row) for inputs, _ in trainer.done for row in _rows(inputs)]
             weights = model.named_parameters()
             module = next(
                 (n for n, w in weights if w.grad is not None and not torch.isfinite(w.grad).all()), "the loss"
@@ -113,10 +108,25 @@ class FiniteGuard(TrainerCallback):
     def _save(self) -> None:
         if is_first_process():
             tensors = {
-                f"{i}.{key}": value.cpu().contiguous()
+                f"{i}.{key}": value.cpu().clone()  # safetensors refuses what shares memory, as packing's lengths do
                 for i, (inputs, _) in enumerate(self.trainer.done)
                 for key, value in inputs.items()
                 if torch.is_tensor(value)
             }
             (self.folder / "private").mkdir(parents=True, exist_ok=True)
             save_file(tensors, self.folder / "private" / BATCH_FILE)
+
+
+def _rows(inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """A micro-batch row by row; packed rows lie one behind the other, each with positions that begin at 0."""
+    tensors = {
+        name: inputs[name] for name in ("input_ids", "labels", "attention_mask", "position_ids") if name in inputs
+    }
+    ids = inputs["input_ids"]
+    if "position_ids" not in inputs or len(ids) > 1:
+        return [{name: value[i : i + 1] for name, value in tensors.items()} for i in range(len(ids))]
+    starts = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], ids.shape[1]]
+    return [
+        {name: value[:, start:end] for name, value in tensors.items()} for start, end in zip(starts, ends, strict=True)
+    ]

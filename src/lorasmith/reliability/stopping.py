@@ -1,7 +1,5 @@
 """A safe stop: signals, a time limit, a low disk or a lost launcher end a run at the next step, with a checkpoint."""
 
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,45 +10,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorasmith.console import say
 from lorasmith.errors import StoppedError, StoppedNow
+from lorasmith.listening import listener
 from lorasmith.memory.machine import free_disk
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set for processes that a launcher starts
 
 
 class EvaluationStopped(Exception):  # not an error: the way out of an evaluation
     """Leaves an evaluation for the checkpoint behind it."""
-
-
-class Listener:
-    """What the signals of this process have asked for."""
-
-    def __init__(self) -> None:
-        self.asked = ""
-        self.phase = "starting"  # then training, then finishing
-        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else 0
-
-    def listen(self) -> None:
-        """Take the signals over, until the process ends."""
-        for one in SIGNALS:
-            signal.signal(one, self._heard)
-
-    def _heard(self, number: int, frame: Any) -> None:
-        name = signal.Signals(number).name
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
-        self.asked = f"{name} received"
-        if self.phase == "starting":
-            raise StoppedNow(f"stopped: {name} received before the first step. The same command starts again.")
-
-    def reason(self) -> str:
-        """Why this process should stop, or nothing."""
-        if self.launcher and os.getppid() != self.launcher:
-            return "the launcher is gone"
-        return self.asked
-
-
-listener = Listener()
 
 
 class SafeStop(TrainerCallback):

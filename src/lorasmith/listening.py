@@ -1,0 +1,41 @@
+"""What the signals of this process have asked for. Imports nothing heavy, so that it listens from the first moment."""
+
+import os
+import signal
+from typing import Any
+
+from lorasmith.errors import StoppedNow
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set for processes that a launcher starts
+
+
+class Listener:
+    """Takes the signals over and remembers what they asked for."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self.phase = "starting"  # then training, then finishing
+        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else 0
+
+    def listen(self) -> None:
+        """Take the signals over, until the process ends."""
+        for one in SIGNALS:
+            signal.signal(one, self._heard)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once
+        self.asked = f"{name} received"
+        if self.phase == "starting":
+            raise StoppedNow(f"stopped: {name} received before the first step. The same command starts again.")
+
+    def reason(self) -> str:
+        """Why this process should stop, or nothing."""
+        if self.launcher and os.getppid() != self.launcher:
+            return "the launcher is gone"
+        return self.asked
+
+
+listener = Listener()
