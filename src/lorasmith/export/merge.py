@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,9 +17,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lorasmith.console import say
-from lorasmith.errors import FitError
+from lorasmith.errors import DivergedError, FitError
 from lorasmith.export import tensors
-from lorasmith.export.layers import Layers, Skeleton, skeleton, with_adapters
+from lorasmith.export.layers import Layers, Skeleton, embedding_rows, skeleton, with_adapters
 from lorasmith.memory.machine import free_disk
 
 JOURNAL = "merge.json"
@@ -194,12 +195,16 @@ def _in_memory(what: Merge, quantized: dict[str, bool], rows: int, part: Path) -
     """The merge by peft's merge_and_unload, for models whose files must be converted to load (fused experts)."""
     dtype = what.dtype or "auto"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(what.base, dtype=dtype, use_safetensors=True)
-    if rows > model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
+    if rows > embedding_rows(model):
         model.resize_token_embeddings(rows)
     for name, is_transposed in quantized.items():
         weight = model.get_parameter(name)
         weight.data = as_trained(weight.data, what.quantization, what.trained_dtype, is_transposed).to(weight.dtype)
-    merged = with_adapters(model, what.adapters, what.combination, what.density).merge_and_unload(safe_merge=True)
+    adapted: Any = with_adapters(model, what.adapters, what.combination, what.density)
+    merged = adapted.merge_and_unload()  # its safe_merge rounds before it adds
+    broken = next((name for name, weight in merged.named_parameters() if not torch.isfinite(weight).all()), None)
+    if broken:
+        raise DivergedError(f"{broken}: the merged weight is not finite. The adapter is broken; train it anew.")
     merged.save_pretrained(part, max_shard_size=SHARD)
 
 
@@ -229,7 +234,8 @@ def _quantized_weights(bare: Skeleton, quantization: str) -> dict[str, bool]:
     """The weights that transformers would quantize, by name, and whether each is stored transposed."""
     if quantization == "none":
         return {}
-    kept = HfQuantizer.get_modules_to_not_convert(bare.model, None, bare.model._keep_in_fp32_modules)
+    full = list(bare.model._keep_in_fp32_modules or ())
+    kept = HfQuantizer.get_modules_to_not_convert(bare.model, None, full)
     return {
         f"{name}.weight": isinstance(module, Conv1D)
         for name, module in bare.model.named_modules()
