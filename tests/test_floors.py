@@ -10,6 +10,7 @@ FLOORS = {
     "failures": 0,
     "console": 0,
     "leaks": 0,
+    "limits": 0,
     "listening": 0,
     "hostile": 1,
     "offline": 1,

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from lorasmith import upstream
+from lorasmith import limits, upstream
 from lorasmith.errors import RecipeError
 from lorasmith.recipe_checks import OWNED, check_keys, nearest, place_of
 from lorasmith.recipe_file import Key, Places, read_recipe, show
@@ -137,6 +137,25 @@ class Run(Section):
     early_stopping: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
 
 
+def _known_kinds(value: Any) -> Any:
+    names = set(limits.Limits.__dataclass_fields__)
+    for kind, bounds in value.items() if isinstance(value, dict) else ():
+        if kind not in limits.LIMITS:
+            raise ValueError(f"expected kinds of export: {', '.join(limits.LIMITS)}")
+        if not isinstance(bounds, dict) or set(bounds) - names:
+            raise ValueError(f"expected for each kind of export some of {', '.join(sorted(names))}")
+    return value
+
+
+class Proof(Section):
+    """How far an export may drift from the live adapter."""
+
+    rows: int = Field(limits.ROWS, ge=1, le=1024, description="Evaluation rows kept in private/ to prove exports with.")
+    limits: Annotated[dict[str, dict[str, float]], BeforeValidator(_known_kinds)] = Field(
+        {}, description="By kind of export (merged, bnb-nf4, gguf:q8_0, ...): least top1, most kl, most loss."
+    )
+
+
 class Recipe(Section):
     """Every parameter of one run."""
 
@@ -144,6 +163,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     data: Data
     run: Run = Run()
+    proof: Proof = Proof()
     output_dir: Name = Field(description="A folder such as adapters/my-run.")
     seed: int = Field(42, ge=0, lt=2**32)
     trainer: dict[str, Any] = Field({}, description="Fields of the trl config of this script, by their own names.")

@@ -73,6 +73,9 @@ def merge(what: Merge, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
         ModelError: If the adapters do not fit the base or one another.
         DivergedError: If a merged weight is not finite.
     """
+    if _is_whole(out, what.key):
+        say(f"merge: {out} was written by an earlier call")
+        return
     weights = tensors.Weights(what.base)
     part = out.with_name(f"{out.name}.part")
     done = _begin(part, what.key)
@@ -89,7 +92,6 @@ def merge(what: Merge, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
             say("merge: the model names its weights otherwise than its files do, so it is merged in memory")
             _in_memory(what, quantized, len(tokenizer), part)
     _write_settings(what, layers, tokenizer, part)
-    (part / JOURNAL).unlink()
     if out.exists():
         shutil.rmtree(out)
     os.replace(part, out)
@@ -244,6 +246,14 @@ def _quantized_weights(bare: Skeleton, quantization: str) -> dict[str, bool]:
 
 
 # --- around it -------------------------------------------------------------------------------------------------------
+
+
+def _is_whole(out: Path, key: str) -> bool:
+    """Whether a folder holds this very merge; it has its name only when it is whole."""
+    try:
+        return bool(json.loads((out / JOURNAL).read_text(encoding="utf-8"))["key"] == key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _begin(part: Path, key: str) -> dict[str, int]:

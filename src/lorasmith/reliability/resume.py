@@ -18,7 +18,7 @@ FREE = {
     "run.save_minutes", "run.hang_minutes", "trainer.report_to", "trainer.run_name", "trainer.save_strategy",
     "trainer.save_steps", "trainer.save_total_limit", "trainer.project",
 }  # fmt: skip
-FREE_PREFIXES = ("trainer.logging_", "trainer.log_", "trainer.include_", "trainer.dataloader_")
+FREE_PREFIXES = ("proof.", "trainer.logging_", "trainer.log_", "trainer.include_", "trainer.dataloader_")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
 
 

@@ -49,6 +49,39 @@ def open_model(path: str, base: str | None, quantization: str | None, trust_remo
         ModelError: If nothing can be loaded from there.
     """
     folder, machine = Path(path), hardware.find_hardware()
+    section, run = find_base(path, base, trust_remote_code, quantization)
+    name, is_adapter = section.name, (folder / "adapter_config.json").is_file()
+    dtype, _ = hardware.choose_dtype(section.dtype, machine)
+    attention, _ = hardware.choose_attention(section.attention, models.base_facts(section).runs_on_sdpa)
+    has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
+    tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
+    if (folder / CONTRACT).is_file():
+        check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
+    if run:
+        _check_base(path, section, run)
+    base_model = models.load_base_model(section, dtype, attention, machine.device)
+    models.grow_embeddings(base_model, tokenizer)
+    models.stop_at_trained_tokens(base_model, tokenizer)
+    model = adapters.load_adapter(base_model, folder) if is_adapter else base_model
+    model.eval()
+    if isinstance(model, PeftModel) and not has_effect(model):
+        raise ModelError(f"{path}: the adapter has no effect on {name}. Was it trained for this base?")
+    what = f"{path} on {name}" if is_adapter else name
+    say(f"model: {what}, {section.quantization if section.quantization != 'none' else dtype}, {machine.line}")
+    return Opened(model, tokenizer, run, machine)
+
+
+def find_base(
+    path: str, base: str | None, trust_remote_code: bool = False, quantization: str | None = None
+) -> tuple[Model, dict[str, Any]]:
+    """How the base of an adapter, or a model alone, is to be loaded, and the adapter's run.json.
+
+    Args: as `open_model`.
+
+    Raises:
+        ModelError: If nothing can be loaded from there.
+    """
+    folder = Path(path)
     is_adapter = (folder / "adapter_config.json").is_file()
     if folder.is_dir() and not is_adapter and not (folder / "config.json").is_file():
         raise ModelError(f"{path}: neither an adapter (adapter_config.json) nor a model (config.json) is here.")
@@ -68,24 +101,7 @@ def open_model(path: str, base: str | None, quantization: str | None, trust_remo
         section = Model(name=name, revision=revision, trust_remote_code=trust_remote_code, **kept)
     except ValidationError as error:
         raise ModelError(f"{path}: run.json is broken (model: {error.errors()[0]['msg']}). Restore it.") from None
-    dtype, _ = hardware.choose_dtype(section.dtype, machine)
-    attention, _ = hardware.choose_attention(section.attention, models.base_facts(section).runs_on_sdpa)
-    has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
-    tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
-    if (folder / CONTRACT).is_file():
-        check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
-    if run:
-        _check_base(path, section, run)
-    base_model = models.load_base_model(section, dtype, attention, machine.device)
-    models.grow_embeddings(base_model, tokenizer)
-    models.stop_at_trained_tokens(base_model, tokenizer)
-    model = adapters.load_adapter(base_model, folder) if is_adapter else base_model
-    model.eval()
-    if isinstance(model, PeftModel) and not has_effect(model):
-        raise ModelError(f"{path}: the adapter has no effect on {name}. Was it trained for this base?")
-    what = f"{path} on {name}" if is_adapter else name
-    say(f"model: {what}, {section.quantization if section.quantization != 'none' else dtype}, {machine.line}")
-    return Opened(model, tokenizer, run, machine)
+    return section, run
 
 
 def _check_base(path: str, section: Model, run: dict[str, Any]) -> None:

@@ -26,7 +26,6 @@ from lorasmith.runs.watch import Watch
 
 CONTRACT = "template_contract.json"
 SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
-GOLDEN_ROWS = 32  # evaluation rows kept in private/ to prove exports with
 
 
 def begin(
@@ -88,7 +87,7 @@ def begin(
         refused = "".join(f"{line}\n" for line in rows.rejected)
         if refused:
             (folder / "private" / "rejected_rows.txt").write_text(refused, encoding="utf-8")
-        golden = "".join(json.dumps(asdict(row)) + "\n" for row in rows.eval_rows[:GOLDEN_ROWS])
+        golden = "".join(json.dumps(asdict(row)) + "\n" for row in rows.eval_rows[: recipe.proof.rows])
         (folder / "private" / "eval_rows.jsonl").write_text(golden, encoding="utf-8")
     return run
 

@@ -70,7 +70,6 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
-        "prediction_loss_only": True,
     }
     if recipe.data.eval is not None or recipe.data.eval_fraction:
         # Not trainer.evaluate() before trainer.train(): that marks the model as prepared without wrapping it, and DDP
