@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lorasmith.errors import DivergedError, ModelError
@@ -90,7 +91,7 @@ def with_adapters(
         adapted = PeftModel.from_pretrained(model, str(adapters[0][0]), adapter_name=names[0], low_cpu_mem_usage=True)
         for name, (folder, _) in zip(names[1:], adapters[1:], strict=True):
             adapted.load_adapter(str(folder), adapter_name=name, low_cpu_mem_usage=True)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{adapters[0][0]}: does not fit the base ({_short(error)}).") from error
     if len(adapters) == 1 and adapters[0][1] == 1:
         adapted.set_adapter(names[0])

@@ -16,7 +16,7 @@ from lorasmith.errors import ModelError
 from lorasmith.recipe import Model
 from lorasmith.reliability.reopened import has_effect
 from lorasmith.runs.folder import read_json
-from lorasmith.runs.report import CONTRACT
+from lorasmith.runs.report import CONTRACT, adapter_settings
 
 
 @dataclass(slots=True)
@@ -93,6 +93,12 @@ def find_base(
         name, revision = str(config.base_model_name_or_path), str(config.revision or "main")
         if not Path(name).is_dir() and name.count("/") != 1:
             raise ModelError(f"{path}: its base {name} is not here. Say where it is with --base.")
+    then = run.get("adapter", {}).get("settings", {})
+    for key, value in (adapter_settings(folder) if then else {}).items():
+        if then.get(key) != value:
+            raise ModelError(
+                f"{path}: adapter_config.json was changed: {key} was {then.get(key)} in training, is {value}."
+            )
     kept = {key: settings[key] for key in ("quantization", "dtype", "attention") if key in settings}
     if "/" in str(kept.get("attention")) and not trust_remote_code:
         del kept["attention"]  # a kernel from the hub is code too

@@ -24,6 +24,7 @@ from lorasmith.runs.plots import draw
 from lorasmith.runs.settings import world_size
 from lorasmith.runs.watch import Watch
 
+ACTING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 CONTRACT = "template_contract.json"
 SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
 
@@ -100,6 +101,12 @@ def add_evaluation(folder: Path, run: dict[str, Any], record: dict[str, Any]) ->
     write_card(folder, run)
 
 
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What of adapter_config.json decides how the adapter's tensors act, as far as its method has it."""
+    config = run_folder.read_json(folder / "adapter_config.json")
+    return {key: config[key] for key in ACTING if key in config}
+
+
 def finish(
     folder: Path,
     run: dict[str, Any],
@@ -119,7 +126,7 @@ def finish(
     trainable, total = model.get_nb_trainable_parameters()
     run |= {
         "finished": run_folder.now(),
-        "adapter": {"trainable": trainable, "total": total},
+        "adapter": {"trainable": trainable, "total": total, "settings": adapter_settings(folder)},
         "speed": {
             "steps": steps,
             "seconds": round(watch.seconds, 2),
