@@ -1,0 +1,1 @@
+"""What leaves the workshop: merged and quantized models, each proven."""
