@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lorasmith.console import track
+from lorasmith.export.engines import Engine
 from lorasmith.limits import Limits
 
 IGNORED = -100
@@ -33,20 +34,6 @@ STAND_INS = (
     ("Is seven a prime number?", "Yes, seven is prime."),
     ("Finish the sentence: The sun rises in the", "east."),
 )
-
-
-class Engine(Protocol):
-    """What answers: a live model, or an artefact in the program that will run it."""
-
-    name: str
-
-    def logits(self, ids: list[int]) -> Floats:
-        """Shape (tokens, vocabulary): at each position, of the next token."""
-        ...
-
-    def greedy(self, ids: list[int], most: int) -> list[int]:
-        """The most likely continuation, up to `most` tokens, its stop token left out."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +186,7 @@ def drift(kind: str, live: Reference, engine: Engine, decode: Any) -> Drift:
         found = engine.greedy(row.prompt, GREEDY_TOKENS)
         result.same_answers += found == answer
         result.answers.append((decode(row.prompt), decode(answer), decode(found)))
-    speed = getattr(engine, "tokens_per_second", None)
-    result.tokens_per_second = round(float(speed), 1) if speed else None
+    result.tokens_per_second = round(engine.tokens_per_second, 1) or None
     return result
 
 

@@ -16,9 +16,10 @@ from lorasmith.data.mask import check_contract, template_contract
 from lorasmith.data.render import tokenize
 from lorasmith.data.rows import Row, conversation
 from lorasmith.errors import DataError, DivergedError, FitError, LorasmithError, RunError
+from lorasmith.export.engines import Engine
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import JOURNAL
-from lorasmith.export.proof import STAND_INS, Drift, Engine, GoldenRow, Reference, drift, likely_cause, side_by_side
+from lorasmith.export.proof import STAND_INS, Drift, GoldenRow, Reference, drift, likely_cause, side_by_side
 from lorasmith.hardware import find_hardware
 from lorasmith.limits import LIMITS, Limits
 from lorasmith.runs import folder as run_folder

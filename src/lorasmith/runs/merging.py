@@ -1,0 +1,169 @@
+"""What merge.py and quantize.py share: the live adapter asked, and its merge into the closer base."""
+
+import gc
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from lorasmith import models
+from lorasmith.console import say
+from lorasmith.errors import ModelError
+from lorasmith.export import proof, tensors
+from lorasmith.export.layers import with_adapters
+from lorasmith.export.live import LiveEngine
+from lorasmith.export.merge import Merge, merge
+from lorasmith.export.proof import Drift, GoldenRow, Reference
+from lorasmith.hardware import find_hardware
+from lorasmith.recipe import Model
+from lorasmith.runs import proving
+from lorasmith.runs.folder import read_json
+from lorasmith.runs.opening import find_base, open_model
+
+
+@dataclass(slots=True)
+class Source:
+    """Adapters, or a plain model, and what was learnt of them before anything is exported.
+
+    Attributes:
+        adapters: Folders with their weights; empty for a plain model.
+        base: Identity of the base, or of the plain model.
+        run: run.json of the first adapter.
+        live: What it says on the golden rows; None without a proof.
+        contract: The golden conversations with the ids that it was trained with.
+    """
+
+    adapters: list[tuple[Path, float]]
+    section: Model
+    base: dict[str, Any]
+    run: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    contract: list[dict[str, object]]
+    combination: str
+    density: float
+    live: Reference | None = None
+    rows: list[GoldenRow] = field(default_factory=list)
+
+
+def open_source(
+    names: Sequence[str],
+    weights: Sequence[float] = (1.0,),
+    combination: str = "cat",
+    density: float = 0.5,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+) -> Source:
+    """Find base, tokenizer and contract; nothing large is read yet.
+
+    Raises:
+        ModelError: If an adapter was trained on other weights.
+    """
+    section, run = find_base(names[0], base, trust_remote_code)
+    identity = models.base_identity(section)
+    folders = [Path(name) for name in names]
+    is_adapter = (folders[0] / "adapter_config.json").is_file()
+    for folder in folders if is_adapter else []:
+        trained_on = read_json(folder / "run.json").get("base", {})
+        if trained_on.get("fingerprint") not in (None, identity["fingerprint"]):
+            raise ModelError(f"{folder}: was trained on other weights than those of {section.name}. Export it alone.")
+    own = folders[0] if is_adapter and (folders[0] / "tokenizer.json").is_file() else None
+    tokenizer, _ = models.load_tokenizer(section, own)
+    contract = proving.contract_of(folders[0], tokenizer)
+    pairs = list(zip(folders, weights, strict=True)) if is_adapter else []
+    return Source(pairs, section, identity, run, tokenizer, contract, combination, density)
+
+
+def ask(source: Source, name: str, base: str | None, trust_remote_code: bool) -> None:
+    """Put the golden rows to the live adapter, in the precision it was trained in, and let it go again."""
+    proving.check_memory(tensors.Weights(Path(source.base["folder"])).size)
+    opened = open_model(name, base, None, trust_remote_code)
+    if len(source.adapters) > 1 or any(weight != 1 for _, weight in source.adapters):
+        unloaded: Any = opened.model
+        opened.model = with_adapters(unloaded.unload(), source.adapters, source.combination, source.density)
+    source.rows, said = proving.golden_rows(Path(name), opened.tokenizer, source.run)
+    say(f"golden rows: {said}")
+    source.live = proof.reference(proving.live_engine(opened), source.rows)
+    del opened
+    gc.collect()
+
+
+def plans(source: Source, base_kind: str = "auto", dtype: str | None = None) -> dict[str, Merge]:
+    """The merges to choose among, by the base that they are made into.
+
+    Args:
+        base_kind: original, as trained, or auto: both where training saw a quantized base.
+        dtype: Of the result; None: as the base is stored.
+    """
+    section = source.section
+    choices = {"original": "none"}
+    if section.quantization != "none":
+        choices |= {"as trained": section.quantization}
+    if base_kind != "auto" and base_kind in choices:
+        choices = {base_kind: choices[base_kind]}
+    return {
+        name: Merge(
+            Path(source.base["folder"]),
+            tuple(source.adapters),
+            source.base["fingerprint"],
+            source.combination,
+            source.density,
+            quantization,
+            getattr(torch, section.dtype if section.dtype != "auto" else "float32"),
+            getattr(torch, dtype) if dtype else None,
+        )
+        for name, quantization in choices.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The merge that is closest to the live adapter.
+
+    Attributes:
+        folder: Where it lies, whole, under a name that nobody takes for the result.
+        base_kind: original, or as trained.
+        candidates: The figures of each that was measured.
+    """
+
+    folder: Path
+    base_kind: str
+    drift: Drift | None
+    candidates: dict[str, Drift]
+
+
+def merge_closest(source: Source, chosen: dict[str, Merge], out: Path) -> Merged:
+    """Merge into each base, measure each, keep the closer. With a name of its own each survives a kill."""
+    found: dict[str, tuple[Path, Drift | None]] = {}
+    for name, plan in chosen.items():
+        folder = out.with_name(f"{out.name}.{name.replace(' ', '-')}")
+        seen = "it is stored" if name == "original" else f"{plan.quantization} training saw it"
+        say(f"merging into the base as {seen}")
+        merge(plan, source.tokenizer, folder)
+        found[name] = (folder, measure_merged(source, folder) if source.live else None)
+    candidates = {name: drift for name, (_, drift) in found.items() if drift}
+    best = min(candidates, key=lambda name: candidates[name].kl_mean) if candidates else next(iter(found))
+    if len(candidates) > 1:
+        figures = ", ".join(f"{name} KL {one.kl_mean:.5f} top-1 {one.top1:.3f}" for name, one in candidates.items())
+        say(f"base: {best} is closer to the live adapter ({figures})")
+    for name, (folder, _) in found.items():
+        if name != best:
+            shutil.rmtree(folder)
+    return Merged(found[best][0], best, found[best][1], candidates)
+
+
+def measure_merged(source: Source, folder: Path) -> Drift:
+    """A merged model against the live adapter, loaded as a stranger would load it."""
+    assert source.live is not None
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    device: Any = {"": find_hardware().device}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device)
+    engine = LiveEngine("transformers", model, proving.stop_ids(model, tokenizer))
+    found = proving.measured("merged", source.live, engine, tokenizer, source.contract)
+    engine.close()
+    del model
+    gc.collect()
+    return found
