@@ -159,6 +159,13 @@ def check_target(out: Path, key: str, overwrite: bool) -> bool:
     return False
 
 
+def drift_of(folder: Path) -> Drift | None:
+    """The figures of an export that was proven before."""
+    record = run_folder.read_json(folder / PROOF, strict=False).get("drift", {})
+    known = {key: value for key, value in record.items() if key in Drift.__dataclass_fields__}
+    return Drift(**known) if known else None
+
+
 def settle(candidate: Path, out: Path, key: str, found: Drift | None, bounds: Limits, record: dict[str, Any]) -> None:
     """Give a whole export its name when it is proven, and another that says so when it is not.
 
