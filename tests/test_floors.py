@@ -24,6 +24,7 @@ FLOORS = {
     "adapters": 3,
     "data": 3,
     "evaluation": 3,
+    "export": 3,
     "checkup": 3,
     "reliability": 3,
     "runs": 4,
