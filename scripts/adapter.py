@@ -75,9 +75,13 @@ def diff(arguments: argparse.Namespace) -> None:
     """How two adapters differ."""
     from lorasmith.export import printed
     from lorasmith.export.adapter_file import read_adapter
+    from lorasmith.export.clinic import require_sound
     from lorasmith.export.contents import compare
 
-    found = compare(read_adapter(arguments.first), read_adapter(arguments.second))
+    pair = read_adapter(arguments.first), read_adapter(arguments.second)
+    for adapter in pair:
+        require_sound(adapter, numbers=False)
+    found = compare(*pair)
     if arguments.json:
         say(json.dumps(found, indent=1))
         return
@@ -95,7 +99,7 @@ def shrink(arguments: argparse.Namespace) -> None:
     refuse_existing(arguments.out)
     made = surgery.shrink(adapter, arguments.rank)
     kept = say_energy(made)
-    losses = None if arguments.no_loss else losses_of(arguments, made)
+    losses = None if arguments.no_loss else losses_of(arguments, adapter, made)
     with adapter_folder.new_folder(arguments.out) as folder:
         adapter_folder.write_adapter(folder, made.config, made.tensors)
         adapter_folder.copy_files(arguments.adapter, folder, adapter_folder.KEPT)
@@ -114,15 +118,16 @@ def shrink(arguments: argparse.Namespace) -> None:
 
 def shrunk_run(run: dict[str, Any], made: Any, rank: int) -> dict[str, Any]:
     """run.json of the smaller adapter; scores of the larger one are not its own."""
-    recipe = run.get("recipe") or {}
-    section = dict(recipe.get("adapter") or {}) | {"method": "lora", "rank": rank, "alpha": float(rank)}
+    from lorasmith.export.adapter_file import record_at
+
+    section = record_at(run, "recipe", "adapter") | {"method": "lora", "rank": rank, "alpha": float(rank)}
     size = sum(tensor.numel() for tensor in made.tensors.values())
-    counts = dict(run.get("adapter") or {}) | {"trainable": size}
-    recipe = recipe | {"adapter": section}
+    counts = record_at(run, "adapter") | {"trainable": size}
+    recipe = record_at(run, "recipe") | {"adapter": section}
     return run | {"recipe": recipe, "adapter": counts, "metrics": {"before": None, "after": None}, "evaluations": []}
 
 
-def losses_of(arguments: argparse.Namespace, made: Any) -> dict[str, Any] | None:
+def losses_of(arguments: argparse.Namespace, adapter: Any, made: Any) -> dict[str, Any] | None:
     """Loss of the adapter as it is and as made, on --data or the rows that its run kept, or None without any."""
     import tempfile
 
@@ -130,14 +135,14 @@ def losses_of(arguments: argparse.Namespace, made: Any) -> dict[str, Any] | None
     from lorasmith.data.render import tokenize
     from lorasmith.data.rows import Row
     from lorasmith.evaluation.scores import row_losses
+    from lorasmith.export.adapter_file import record_at
     from lorasmith.export.adapter_folder import write_adapter
-    from lorasmith.runs.folder import read_json
     from lorasmith.runs.opening import open_model
 
     golden = arguments.adapter / "private" / "eval_rows.jsonl"
-    recipe = read_json(arguments.adapter / "run.json").get("recipe", {})
+    settings = record_at(adapter.run, "recipe", "data")
     if arguments.data:
-        rows = read_rows(arguments.data, columns=recipe.get("data", {}).get("columns")).rows
+        rows = read_rows(arguments.data, columns=settings.get("columns")).rows
     elif golden.is_file() and golden.stat().st_size:
         try:
             records = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
@@ -148,7 +153,7 @@ def losses_of(arguments: argparse.Namespace, made: Any) -> dict[str, Any] | None
         tell("loss: not measured, since no rows are here (--data ROWS)")
         return None
     opened: Any = open_model(str(arguments.adapter), str(arguments.base) if arguments.base else None, None)
-    train_on = recipe.get("data", {}).get("train_on", "assistant")
+    train_on = settings.get("train_on", "assistant")
     pairs = [(list(row.input_ids), list(row.labels)) for row in tokenize(opened.tokenizer, rows, train_on)]
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(Path(folder), made.config, made.tensors)
@@ -266,7 +271,8 @@ def list_adapters(arguments: argparse.Namespace) -> None:
         say(json.dumps(found, indent=1))
         return
     if not found:
-        raise LorasmithError(f"{arguments.folder}: holds no runs. Train one: python scripts/sft.py RECIPE.")
+        tell(f"{arguments.folder} holds no runs; next: python scripts/sft.py RECIPE")
+        return
     for line in printed.runs(found):
         tell(line)
 

@@ -143,7 +143,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(targets, str | None) and not _are_texts(targets):
         raise ModelError(f"{path}: target_modules is {shown(targets)}; expected names or one expression.")
     for key in ("modules_to_save", "exclude_modules"):
-        if config.get(key) is not None and not isinstance(config[key], str) and not _are_texts(config[key]):
+        is_expression = key == "exclude_modules" and isinstance(config.get(key), str)
+        if config.get(key) is not None and not is_expression and not _are_texts(config[key]):
             raise ModelError(f"{path}: {key} is {shown(config[key])}; expected names.")
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
@@ -283,6 +284,12 @@ def value_at(record: Any, *keys: str) -> Any:
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
+
+
+def record_at(record: Any, *keys: str) -> dict[str, Any]:
+    """A record deep in a record; empty where there is none."""
+    found = value_at(record, *keys)
+    return found if isinstance(found, dict) else {}
 
 
 def _by_pattern(pattern: Any, module: str, default: Any) -> Any:

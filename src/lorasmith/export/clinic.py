@@ -40,6 +40,8 @@ _EXPONENTS = {
 _SIGNED = {"u8": 1 << 63, "u4": 1 << 31, "u2": 1 << 15, "u1": 1 << 7}
 _PATH = re.compile(r"(~|/[^/\n]+|[A-Za-z]:)[/\\\\][^\n]{1,4000}")
 _CHUNK = 1 << 24  # bytes looked at in one piece
+# peft names all of these where it trains a classifier, and a model has one of them.
+_HEADS = ("classifier", "score", "qa_outputs")
 # peft adds the embeddings of a vocabulary that has grown.
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
 
@@ -106,11 +108,11 @@ def _form(adapter: AdapterFile) -> Iterable[Finding]:
         if TOKENS in kinds and not config.get("trainable_token_indices"):
             yield Finding("wrong", f"{names[TOKENS]} is unexpected: {CONFIG} names no trainable tokens")
     for module in sorted(used):
-        if not is_target(config, "target_modules", module):
+        if config.get("target_modules") is not None and not is_target(config, "target_modules", module):
             yield Finding("wrong", f"{module} is unexpected: it is not among target_modules, so peft leaves it out")
     for key, end, have in (("target_modules", ".", used), ("modules_to_save", "", set(parts) - used)):
         for one in config[key] if isinstance(config.get(key), list) else []:
-            if not any(module == one or module.endswith(end + one) for module in have):
+            if one not in _HEADS and not any(module == one or module.endswith(end + one) for module in have):
                 yield Finding("wrong", f"{key} names {shown(one)}, and no tensor is for it")
     if config.get("trainable_token_indices") and not any(TOKENS in names for names in parts.values()):
         yield Finding("wrong", f"{CONFIG} names trainable tokens, and {WEIGHTS} has no rows for them")
@@ -184,14 +186,15 @@ def _fit(adapter: AdapterFile, base: Path, fingerprint: Callable[[Path], str] | 
     have = adapter.parts()
     for module, names in have.items():
         place = canonical(module)
-        if place not in known and "experts" not in module and leaf(module) not in _EMBEDDINGS:
+        elsewhere = "experts" in module or leaf(module) in _EMBEDDINGS or _is_saved(adapter.config, module)
+        if place not in known and not elsewhere:
             yield Finding("wrong", f"{module} is unexpected: {base} has no such module")
         shape = shapes.get(place)
         if shape is None or not names.keys() & {"lora_A", "lora_embedding_A"}:
             continue
         embedding = "lora_embedding_A" in names
         down, up = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-        if up not in names:
+        if up not in names or any(len(adapter.tensors[names[part]].shape) != 2 for part in (down, up)):
             continue
         pair = (adapter.tensors[names[up]].shape[0], adapter.tensors[names[down]].shape[-1])
         if pair != (shape[::-1] if embedding or adapter.config.get("fan_in_fan_out") else shape):
@@ -285,12 +288,15 @@ def unusable(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.kind in ("wrong", "diverged")]
 
 
-def require_sound(adapter: AdapterFile) -> None:
+def require_sound(adapter: AdapterFile, numbers: bool = True) -> None:
     """Refuse an adapter that cannot be used.
+
+    Args:
+        numbers: Whether they are looked at, besides names and shapes.
 
     Raises:
         ModelError: Naming the first reason.
     """
-    found = unusable(check(adapter))
+    found = unusable(check(adapter) if numbers else _form(adapter))
     if found:
         raise ModelError(f"{adapter.folder}: {found[0].text}. All that is wrong: adapter.py check {adapter.folder}.")

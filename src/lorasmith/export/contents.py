@@ -16,6 +16,7 @@ from lorasmith.export.adapter_file import (
     layer_of,
     leaf,
     read_record,
+    record_at,
     split_name,
     value_at,
 )
@@ -32,7 +33,12 @@ def describe(adapter: AdapterFile) -> dict[str, Any]:
     """What an adapter trains, how big it is, on which base, and where it comes from, as one record."""
     config, run = adapter.config, adapter.run
     parts = adapter.parts()
-    ranks = {module: adapter.tensors[names["lora_A"]].shape[0] for module, names in parts.items() if "lora_A" in names}
+    ranks = {
+        module: size
+        for module, names in parts.items()
+        if "lora_A" in names
+        for size in adapter.tensors[names["lora_A"]].shape[:1]
+    }
     bill: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "parameters": 0, "bytes": 0})
     for name, tensor in adapter.tensors.items():
         module, part = split_name(name, adapter.peft_type)
@@ -42,7 +48,7 @@ def describe(adapter: AdapterFile) -> dict[str, Any]:
         row["bytes"] += tensor.bytes
     modules: dict[str, int] = defaultdict(int)
     for module in parts:
-        modules[leaf(module)] += 1
+        modules[leaf(module) or "the prompt"] += 1
     return {
         "folder": str(adapter.folder),
         "method": adapter.method,
@@ -131,7 +137,7 @@ def _best_score(evaluations: Any) -> tuple[str, float, float] | None:
     scores = [
         (name, score["base"], score["adapter"])
         for one in (evaluations if isinstance(evaluations, list) else [])
-        for name, score in (value_at(one, "scores") or {}).items()
+        for name, score in record_at(one, "scores").items()
         if isinstance(value_at(score, "base"), int | float) and isinstance(value_at(score, "adapter"), int | float)
     ]
     return max(scores, key=lambda one: (one[0] != "loss", one[2] - one[1]), default=None)
@@ -215,7 +221,7 @@ def _factors(adapter: AdapterFile, module: str, names: dict[str, str]) -> Any:
         return None
     a, b = read_numbers(adapter.tensors[down]), read_numbers(adapter.tensors[up])
     a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-    if a.shape[0] != b.shape[1]:
+    if not 0 < a.shape[0] == b.shape[1]:
         raise ModelError(f"{adapter.folder}: {down} and {up} do not fit each other. See: adapter.py check.")
     if "lora_E" in names:
         a = a * read_numbers(adapter.tensors[names["lora_E"]])

@@ -191,10 +191,8 @@ def _follow(config: dict[str, Any], names: dict[str, str], ranks: dict[str, int]
 
 
 def _ranks(tensors: Tensors) -> dict[str, int]:
-    factors = (".lora_A", ".lora_embedding_A")
-    return {
-        split_name(name, "LORA")[0]: one.shape[0] for name, one in tensors.items() if any(f in name for f in factors)
-    }
+    downs = {name: one for name, one in tensors.items() if ".lora_A" in name or ".lora_embedding_A" in name}
+    return {split_name(name, "LORA")[0]: one.shape[0] for name, one in downs.items() if one.dim()}
 
 
 def _config_of(ranks: dict[str, int], path: Path) -> dict[str, Any]:
@@ -234,10 +232,14 @@ def _from_kohya(
             raise ModelError(f"{path}: {chosen}_{name}: {what}. Give the base that it was trained on.")
         if "lora_down" not in one or "lora_up" not in one:
             raise ModelError(f"{path}: {chosen}_{name} lacks lora_down or lora_up. Fetch the file again.")
-        module, rank = fitting.pop(), one["lora_down"].shape[0]
-        scale = float(one["alpha"]) / rank if "alpha" in one else 1.0
-        made[f"{PREFIX}{module}.lora_A.weight"] = one["lora_down"]
-        made[f"{PREFIX}{module}.lora_B.weight"] = one["lora_up"] * scale
+        module, down, up, alpha = fitting.pop(), one["lora_down"], one["lora_up"], one.get("alpha")
+        fit = down.dim() > 1 and up.dim() > 1 and 0 < down.shape[0] == up.shape[1]
+        if not fit or (alpha is not None and alpha.numel() != 1) or module in ranks:
+            raise ModelError(f"{path}: {chosen}_{name}: its tensors do not fit each other. Fetch the file again.")
+        rank = down.shape[0]
+        scale = 1.0 if alpha is None else float(alpha) / rank
+        made[f"{PREFIX}{module}.lora_A.weight"] = down
+        made[f"{PREFIX}{module}.lora_B.weight"] = up * scale
         ranks[module] = rank
         lines.append(f"renamed: {chosen}_{name} to {module}, alpha / rank = {scale:g} folded into lora_B")
     config = _config_of(ranks, path)

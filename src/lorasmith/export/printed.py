@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorasmith.export.adapter_file import value_at
+from lorasmith.export.adapter_file import record_at, value_at
 
 MIB = 1 << 20
 NOISE = 1e-12  # relative difference that float64 makes of equal updates
@@ -12,7 +12,7 @@ NOISE = 1e-12  # relative difference that float64 makes of equal updates
 
 def contents(found: dict[str, Any]) -> list[str]:
     """What `contents.describe` found."""
-    rank = f", rank {found['rank']}, alpha {found['alpha']:g}" if found["alpha"] is not None else ""
+    rank = f", rank {found['rank']}, alpha {found['alpha']}" if found["alpha"] is not None else ""
     layers = found["layers"]
     where = f" in {len(layers)} layers ({layers[0]} to {layers[-1]})" if layers else ""
     fingerprint = found["base_fingerprint"]
@@ -44,7 +44,7 @@ def origin(trained: dict[str, Any] | None) -> list[str]:
     if isinstance(before, float) and isinstance(after, float):
         lines.append(f"evaluation loss: {before:.4f} before, {after:.4f} after")
     for one in trained["evaluations"] if isinstance(trained["evaluations"], list) else []:
-        for name, score in (value_at(one, "scores") or {}).items():
+        for name, score in record_at(one, "scores").items():
             base, adapter = value_at(score, "base"), value_at(score, "adapter")
             if isinstance(base, int | float) and isinstance(adapter, int | float):
                 rows = f"{value_at(one, 'rows')} rows of {value_at(one, 'data')}"

@@ -13,6 +13,7 @@ from lorasmith.console import track
 from lorasmith.errors import ModelError
 from lorasmith.export.adapter_file import PREFIX, AdapterFile, Tensor, canonical, leaf, read_folder_tensors, shown
 from lorasmith.export.adapter_folder import full_lora_config
+from lorasmith.export.clinic import require_sound
 
 EXACT = 512  # the smaller side of a matrix up to which its singular values are computed exactly
 OVERSAMPLED, ROUNDS = 16, 4  # columns and power iterations of the randomised kind (arXiv 0909.4061)
@@ -61,6 +62,7 @@ def shrink(adapter: AdapterFile, rank: int) -> Made:
     if adapter.peft_type != "LORA" or beyond:
         what = beyond or adapter.peft_type
         raise ModelError(f"{adapter.folder}: is {what}, whose update is not B A alone. Only LoRA and rsLoRA shrink.")
+    require_sound(adapter)
     parts = adapter.parts()
     ranks = {module: adapter.rank(module) for module, names in parts.items() if _pair(names)}
     if max(ranks.values(), default=0) <= rank:
