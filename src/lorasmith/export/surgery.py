@@ -150,9 +150,7 @@ def extract(full: Path, base: Path, rank: int, rest: str) -> Made:
     turned = False
     embeddings = [tensor for name, tensor, _ in pairs if name.endswith(_EMBEDDINGS)]
     for name, ours, theirs in track(pairs, "tensors compared"):
-        after, before = read_tensor(name, ours), read_tensor(name, theirs)
-        difference = after - before
-        size = float(difference.norm())
+        difference, size, share = _difference(name, ours, theirs)
         if not size:
             continue
         owner, _, parameter = name.rpartition(".")
@@ -161,7 +159,7 @@ def extract(full: Path, base: Path, rank: int, rest: str) -> Made:
             raise ModelError(f"{full}: {name} holds numbers that are not finite.")
         # A LoRA on an output layer that is tied would part it from its embedding.
         if kind not in ("Linear", "Conv1D") or parameter != "weight" or ours in embeddings:
-            changed[module].append((name, ours, size / max(float(before.norm()), 1e-30)))
+            changed[module].append((name, ours, share))
             continue
         turned |= kind == "Conv1D"
         delta = difference.T if kind == "Conv1D" else difference
@@ -179,6 +177,14 @@ def extract(full: Path, base: Path, rank: int, rest: str) -> Made:
     made.config = full_lora_config(None, rank, _targets(names, modules), fan_in_fan_out=turned, modules_to_save=saved)
     made.config |= {"rank_pattern": lower, "alpha_pattern": dict(lower)}
     return made
+
+
+def _difference(name: str, after: Tensor, before: Tensor) -> tuple[torch.Tensor, float, float]:
+    """after - before in float32, its norm, and that relative to the norm of `before`."""
+    was = read_tensor(name, before)
+    difference = read_tensor(name, after).sub_(was)
+    size = float(difference.norm())
+    return difference, size, size / max(float(was.norm()), 1e-30)
 
 
 def _rest(
@@ -259,6 +265,8 @@ def read_tensor(name: str, tensor: Tensor) -> torch.Tensor:
     kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if tensor.dtype not in kinds:
         raise ModelError(f"{tensor.path}: {name} is {tensor.dtype}; expected {', '.join(kinds)}.")
+    if not tensor.bytes:
+        return torch.zeros(tensor.shape)
     with tensor.path.open("rb") as file:
         file.seek(tensor.start)
         data = bytearray(file.read(tensor.bytes))
