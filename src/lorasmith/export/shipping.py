@@ -1,0 +1,164 @@
+"""Adapters to and from elsewhere: the hub, or any storage that fsspec knows."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorasmith.errors import LorasmithError, ModelError
+from lorasmith.export.adapter_file import CONFIG, WEIGHTS, AdapterFile, shown
+from lorasmith.export.adapter_folder import copy_files, new_folder
+from lorasmith.export.parcel import ENDING, MANIFEST, PACKED, check_manifest, digest, pack, unpack, write_files
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def push(adapter: AdapterFile, address: str, public: bool) -> tuple[str, list[str]]:
+    """Send an adapter: its files to a hub repository, or as one parcel to a storage.
+
+    Args:
+        address: org/name, or an address with a protocol, such as s3://bucket/folder.
+        public: Whether a hub repository may be seen by everybody.
+
+    Returns:
+        Where it is now, and a line for each file that was changed on its way.
+
+    Raises:
+        LorasmithError: If it cannot go there.
+    """
+    if "://" in address:
+        return _push_parcel(adapter, address)
+    _check_hub_id(address)
+    import huggingface_hub
+
+    with tempfile.TemporaryDirectory() as temporary:
+        lines = write_files(adapter, Path(temporary))
+        with _told(address):
+            huggingface_hub.create_repo(address, private=not public, exist_ok=True)
+            if not public and not huggingface_hub.repo_info(address).private:
+                raise ModelError(f"{address}: everybody can see this repository. Add --public, or push to another.")
+            huggingface_hub.upload_folder(repo_id=address, folder_path=temporary, commit_message="Adapter by Lorasmith")
+    return f"https://huggingface.co/{address}", lines
+
+
+def pull(address: str, out: Path | None) -> Path:
+    """Fetch an adapter into a new folder; nothing but the files of a parcel is taken.
+
+    Args:
+        out: The folder; by default named like the adapter.
+
+    Raises:
+        LorasmithError: If it cannot be fetched, or is damaged.
+    """
+    if "://" in address:
+        name = address.rstrip("/").rpartition("/")[2]
+        if not name.endswith(ENDING):
+            raise ModelError(f"{safe(address)}: expected a parcel ({ENDING}), at the address that push said.")
+        out = out or Path(name.removesuffix(ENDING))
+        with tempfile.TemporaryDirectory() as temporary:
+            parcel = Path(temporary) / name
+            with _told(address):
+                storage, path = _storage(address)
+                storage.get_file(path, str(parcel))
+            unpack(parcel, out)
+        return out
+    _check_hub_id(address)
+    import huggingface_hub
+
+    out = out or Path(address.partition("/")[2])
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
+        with _told(address):
+            patterns = [*PACKED, MANIFEST]
+            huggingface_hub.snapshot_download(address, local_dir=temporary, allow_patterns=patterns)
+        fetched = Path(temporary)
+        if not ((fetched / WEIGHTS).is_file() and (fetched / CONFIG).is_file()):
+            raise ModelError(f"{address}: no adapter as safetensors is there ({CONFIG} and {WEIGHTS}).")
+        if (fetched / MANIFEST).is_file():
+            _check_fetched(fetched, address)
+        copy_files(fetched, folder, PACKED)
+    return out
+
+
+def _push_parcel(adapter: AdapterFile, address: str) -> tuple[str, list[str]]:
+    if not address.endswith(ENDING):
+        address = f"{address.rstrip('/')}/{adapter.folder.resolve().name}{ENDING}"
+    with tempfile.TemporaryDirectory() as temporary:
+        parcel, lines = pack(adapter, Path(temporary) / f"adapter{ENDING}")
+        with _told(address):
+            storage, path = _storage(address)
+            if storage.exists(path):
+                raise ModelError(f"{safe(address)} is there already. Remove it, or choose another address.")
+            storage.makedirs(path.rpartition("/")[0], exist_ok=True)
+            # A storage of objects shows one when it is whole; a file system shows a file as it grows.
+            local = "file" in storage.protocol
+            storage.put_file(str(parcel), f"{path}.part" if local else path)
+            if local:
+                storage.mv(f"{path}.part", path)
+    return safe(address), lines
+
+
+def _storage(address: str) -> tuple[Any, str]:
+    """fsspec's file system for an address, and the path there.
+
+    Raises:
+        ModelError: If it, or the package that it needs, is not known or installed.
+    """
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    protocol = address.partition("://")[0]
+    try:
+        storage, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        module = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
+        install = f" Install it: pip install {module}." if module not in ("", "fsspec") else ""
+        raise ModelError(f"{safe(address)}: {shown(error, 160)}.{install}") from None
+    except ValueError as error:
+        raise ModelError(f"{safe(address)}: {shown(error, 160)}; such as s3, gs, az, file are known.") from None
+    return storage, str(path)
+
+
+def _check_fetched(folder: Path, address: str) -> None:
+    """Compare fetched files with their manifest; a card may have been edited on the hub.
+
+    Raises:
+        ModelError: If one differs or is missing.
+    """
+    try:
+        files = check_manifest(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{address}: {MANIFEST} is broken ({shown(error)}). Push the adapter again.") from None
+    for name, entry in files.items():
+        there = (folder / name).is_file()
+        if name != "README.md" and not (there and digest(folder / name) == entry["sha256"]):
+            what = "is not as" if there else "is missing, against what"
+            raise ModelError(f"{address}: {name} {what} {MANIFEST} says. Push the adapter again.")
+
+
+def _check_hub_id(address: str) -> None:
+    if not HUB_ID.fullmatch(address):
+        raise ModelError(
+            f"address {shown(address)}; expected a hub id (org/name), or one with a protocol, such as s3://bucket/name "
+            "or file:///folder."
+        )
+
+
+def safe(address: str) -> str:
+    """An address without the name and password in it."""
+    return re.sub(r"://[^/@]*@", "://", address)
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """The many errors of the hub and of storages, in one line."""
+    try:
+        yield
+    except LorasmithError:
+        raise
+    except Exception as error:  # every backend raises its own kinds
+        text = safe(" ".join(f"{type(error).__name__}: {error}".split()))[:240]
+        login = " Log in with: hf auth login." if "://" not in address and re.search(r"\b40[13]\b", text) else ""
+        raise ModelError(f"{safe(address)}: not reached ({text}).{login}") from error
