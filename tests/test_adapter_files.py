@@ -385,6 +385,13 @@ def test_all_findings_are_told_and_a_wrong_file_decides_the_code(run, live):
     assert [line.split()[0] for line in done.out.splitlines()].count("note") == 1  # the base's folder
 
 
+def test_an_adapter_whose_whole_modules_were_trained_is_not_inert(live):
+    folder, _, _ = live(modules_to_save=["lm_head"])
+    inert(folder)
+    kinds = [one.kind for one in clinic.check(read_adapter(folder))]
+    assert kinds == ["note", "note"]  # no effect of the LoRA; the base's folder
+
+
 def test_another_base_is_told_by_its_weights_and_shapes(run, live, trained, small_model):
     folder, _, _ = live()
     other = small_model("llama", intermediate_size=96)
@@ -407,11 +414,12 @@ def test_a_module_that_the_base_has_and_the_adapter_lacks_is_told(live):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])  # fmt: skip
 def test_finite_and_zero_are_what_torch_says(dtype, tmp_path):
     values = [torch.zeros(5), -torch.zeros(5), torch.tensor([0.0, 448.0]), torch.tensor([1.0, math.nan])]
+    values += [torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).tiny], dtype=torch.float64)]
     values += [] if dtype == torch.float8_e4m3fn else [torch.tensor([0.0, -math.inf])]
     for value in values:
         save_file({"x": value.to(dtype)}, tmp_path / "x.safetensors")
         [tensor] = clinic.read_folder_tensors(tmp_path).values()
-        expected = bool(value.to(dtype).float().isfinite().all()), not value.to(dtype).float().any()
+        expected = bool(value.to(dtype).double().isfinite().all()), not value.to(dtype).double().any()
         assert clinic._finite_and_zero(tensor) == expected
         if dtype.itemsize > 1:
             assert np.array_equal(contents.read_numbers(tensor), value.to(dtype).double().numpy(), equal_nan=True)
@@ -706,6 +714,7 @@ def test_a_large_matrix_is_cut_by_chance_as_well_as_exactly():
     exact = torch.linalg.svd(delta)
     assert relative(b @ a, (exact[0][:, :8] * exact[1][:8]) @ exact[2][:8]) < 5e-3
     assert kept == pytest.approx(float((exact[1][:8].double() ** 2).sum()), rel=1e-4)
+    torch.rand(3)
     again = surgery._singular(delta, 8)
     assert torch.equal(again[1], s)
 
@@ -1013,31 +1022,41 @@ def special(name, kind, target=""):
 
 
 TWO = [(CONFIG, b"{}"), (WEIGHTS, b"x")]
+
+
+def unlisted(name):
+    return special(name, tarfile.REGTYPE)
+
+
 HOSTILE = {
-    "a symbolic link": [*TWO, (special("README.md", tarfile.SYMTYPE, "/etc/passwd"), b"")],
-    "a hard link": [*TWO, (special("README.md", tarfile.LNKTYPE, CONFIG), b"")],
-    "a device": [*TWO, (special("README.md", tarfile.CHRTYPE), b"")],
-    "a pipe": [*TWO, (special("README.md", tarfile.FIFOTYPE), b"")],
-    "a folder": [*TWO, (special("plots", tarfile.DIRTYPE), b"")],
-    "an absolute name": [*TWO, ("/tmp/README.md", b"x")],
-    "a name outside": [*TWO, ("../README.md", b"x")],
-    "a name outside, deeper": [*TWO, ("plots/../../README.md", b"x")],
-    "a name that pack never gives": [*TWO, ("evil.py", b"x")],
-    "a pickle": [*TWO, ("adapter_model.bin", b"x")],
-    "a private file": [*TWO, ("private/eval_rows.jsonl", b"x")],
-    "a name twice": [*TWO, (CONFIG, b"{}")],
-    "a name twice in other letters": [*TWO, ("Readme.md", b"x"), ("README.md", b"x")],
-    "no adapter": [("README.md", b"x")],
-    "nothing": [],
-}
+    "a symbolic link": ([(special("README.md", tarfile.SYMTYPE, "/etc/passwd"), b"")], "is a link, folder or device"),
+    "a hard link": ([(special("README.md", tarfile.LNKTYPE, CONFIG), b"")], "is a link, folder or device"),
+    "a device": ([(special("README.md", tarfile.CHRTYPE), b"")], "is a link, folder or device"),
+    "a pipe": ([(special("README.md", tarfile.FIFOTYPE), b"")], "is a link, folder or device"),
+    "a folder": ([(special("plots", tarfile.DIRTYPE), b"")], "is a link, folder or device"),
+    "an absolute name": ([(unlisted("/tmp/README.md"), b"x")], "does not belong into a parcel"),
+    "an absolute name in the manifest": ([("/tmp/README.md", b"x")], "manifest.json lists `/tmp/README.md`"),
+    "a name outside": ([(unlisted("../README.md"), b"x")], "does not belong into a parcel"),
+    "a name outside in the manifest": ([("../README.md", b"x")], "manifest.json lists `../README.md`"),
+    "a name outside, deeper": ([(unlisted("plots/../../README.md"), b"x")], "does not belong into a parcel"),
+    "a name that pack never gives": ([(unlisted("evil.py"), b"x")], "does not belong into a parcel"),
+    "a pickle": ([(unlisted("adapter_model.bin"), b"x")], "does not belong into a parcel"),
+    "a private file": ([(unlisted("private/eval_rows.jsonl"), b"x")], "does not belong into a parcel"),
+    "a name twice": ([(CONFIG, b"{}")], "is in it twice"),
+    "a name twice in other letters": ([("plots/A.png", b"x"), ("plots/a.png", b"x")], "is in it twice"),
+    "a file unlisted": ([(unlisted("README.md"), b"x")], "is not as manifest.json says"),
+    "a second manifest": ([(unlisted("manifest.json"), b"{}")], "is in it twice"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_parcel_is_refused(name, run, tmp_path):
-    make_parcel(tmp_path / "p.lora.tar.gz", HOSTILE[name])
+    members, reason = HOSTILE[name]
+    make_parcel(tmp_path / "p.lora.tar.gz", [*TWO, *members])
     done = run("unpack", tmp_path / "p.lora.tar.gz", "--out", tmp_path / "new")
     assert done.code == 2
     assert "refused (" in done.err
+    assert reason in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["p.lora.tar.gz"]
 
 
