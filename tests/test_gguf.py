@@ -514,23 +514,25 @@ def template_processing():
     return TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
 
 
+EACH = "{% for m in messages %}"
 UNSAYABLE = {
-    "the number of turns": "{% for m in messages %}{{ m.content }}|{{ messages | length }}|{% endfor %}>",
-    "only the last turn": "{{ messages[-1].content }}>",
-    "contents twice": "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}>",
-    "contents changed": "{% for m in messages %}{{ m.content | upper }}{% endfor %}>",
-    "other contents longer": "{% for m in messages %}{{ m.content[:12] }}|{% endfor %}>",
-    "the date": "{{ strftime_now('%d %b') }}{% for m in messages %}{{ m.content }}|{% endfor %}>",
-    "quotes": '{% for m in messages %}"""{{ m.content }}|{% endfor %}>',
-    "broken": "{% for m in messages %}",
+    "the number of turns": (EACH + "{{ m.content }}|{{ messages | length }}|{% endfor %}>", "when others follow"),
+    "only the last turn": ("{{ messages[-1].content }}>", "moves or repeats"),
+    "contents twice": (EACH + "{{ m.content }}{{ m.content }}{% endfor %}>", "moves or repeats"),
+    "contents changed": (EACH + "{{ m.content | upper }}{% endfor %}>", "moves or repeats"),
+    "long contents cut": (EACH + "{{ m.content[:12] }}|{% endfor %}>", "at character 12"),
+    "the date": ("{{ strftime_now('%d %b') }}" + EACH + "{{ m.content }}|{% endfor %}>", "the day's date"),
+    "quotes": (EACH + '"""{{ m.content }}|{% endfor %}>', "quotes"),
+    "broken": (EACH, "refuses a plain conversation"),
+    "endless": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "hostile"),
 }
 
 
 @pytest.mark.parametrize("what", UNSAYABLE)
 def test_a_chat_template_that_a_modelfile_cannot_say_is_refused(what):
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    tokenizer.chat_template = UNSAYABLE[what]
-    with pytest.raises(ModelError) as caught:
+    tokenizer.chat_template, line = UNSAYABLE[what]
+    with pytest.raises(ModelError, match=line) as caught:
         modelfile(tokenizer, "a.gguf")
     assert "\n" not in str(caught.value)
 
@@ -567,8 +569,15 @@ def test_llama_cpp_answers_as_transformers_does(llama_cpp_folder, f32_file, tmp_
     assert got.shape == want.shape
     assert np.linalg.norm(got - want) / np.linalg.norm(want) < {"f32": 2e-3, "q6_k": 0.1}.get(kind, 0.3)
     if kind == "f32":
-        assert engine.greedy(IDS, 12) == whole.greedy(IDS, 12)
+        new, expected = engine.greedy(IDS, 12), whole.greedy(IDS, 12)
+        # llama.cpp ends an answer at <|endoftext|> too, by its name; the model's own settings do not say so.
+        end = next((i for i, token in enumerate(expected) if token in (0, 2)), 11) + 1
+        assert new == expected[:end]
         tokenizer = AutoTokenizer.from_pretrained(BASE)
+        asked = tokenizer.apply_chat_template([{"role": "user", "content": "one red mug"}], add_generation_prompt=True)
+        asked = list(asked["input_ids"])
+        assert engine.greedy(asked, 30) == whole.greedy(asked, 30)
+        assert len(engine.greedy(asked, 30)) > 5
         for text in ("I've 3 or 33, 333 don'T\n\n  \t\nx", "你好 é <|im_end|>", " a  b   c\n"):
             assert engine._model.tokenize(text.encode(), add_bos=False, special=True) == tokenizer(text).input_ids
     engine.close()

@@ -159,6 +159,8 @@ def test_a_gptqmodel_for_another_torch_is_refused(monkeypatch):
 def test_gptq_packs_and_opens_again(tmp_path):
     pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
     out = to_gptq(Path(BASE), tmp_path / "out", ROWS, group_size=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not Path("logs").exists()
     got, want = TransformersEngine(out).logits(IDS), TransformersEngine(Path(BASE)).logits(IDS)
     assert np.linalg.norm(got - want) / np.linalg.norm(want) < 0.3
 

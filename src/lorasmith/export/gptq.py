@@ -1,7 +1,9 @@
 """A plain model with its matrices at 4 bit by GPTQ (arXiv 2210.17323), which looks at rows to choose the rounding."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +62,16 @@ def to_gptq(
     with beside(out, needed) as place:
         # On one or two cores its pool of threads dies: "requests 2 workers but parent 'cpu' only has 1".
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-        from gptqmodel import GPTQModel, QuantizeConfig
+        # Its hundreds of lines and its logs/ in the working folder stay away; what it raises does not.
+        folder, result = model.resolve(), place.resolve()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(place.parent):
+            from gptqmodel import GPTQModel, QuantizeConfig
 
-        # Without device=, which sends it down another path on a CPU; it takes the GPU if there is one.
-        loaded = GPTQModel.load(str(model), QuantizeConfig(bits=bits, group_size=group_size))
-        loaded.quantize([{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in rows], batch_size=batch)
-        loaded.save(str(place))
+            # Without device=, which sends it down another path on a CPU; it takes the GPU if there is one.
+            loaded = GPTQModel.load(str(folder), QuantizeConfig(bits=bits, group_size=group_size))
+            inputs = [{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in rows]
+            loaded.quantize(inputs, batch_size=batch)
+            loaded.save(str(result))
         copy_tokenizer(model, place)
     return out
 

@@ -17,6 +17,8 @@ from lorasmith.hostile import check_template
 
 Message = dict[str, str]
 SYSTEM, USER, ANSWER, AGAIN, DATE = (f"\u2460{word}\u2461" for word in ("system", "first", "answer", "again", "day"))
+# transformers gives templates this function; a Modelfile with today's answer would be wrong tomorrow.
+MARKED_DATE = f"{{%- macro strftime_now(format) -%}}{DATE}{{%- endmacro -%}}"
 TALK = [
     {"role": "user", "content": 'Wie hei\u00dft \u4f60\u597d \U0001f600?\n\nIn {{ one }} "word", <b>please</b>.'},
     {"role": "assistant", "content": "Hello.\n{% not a template %}"},
@@ -118,7 +120,10 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], w
     """What is sent to the model, without the BOS that the engine puts before every text."""
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, strftime_now=lambda _: DATE
+            list(messages),
+            chat_template=MARKED_DATE + str(tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=True,
         )
     except Exception as error:  # whatever a template raises
         said = " ".join(str(error).split())[:100]
