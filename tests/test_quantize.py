@@ -44,33 +44,34 @@ def merged(trained, tmp_path_factory):
 
 
 def test_an_adapter_is_merged_packed_proven_and_reused(trained, tmp_path):
-    words = ["scripts/quantize.py", trained, "--to", "bnb-nf4,bnb-int8", "--out", tmp_path / "deploy"]
+    words = ["scripts/quantize.py", trained, "--to", "bnb-int8", "--out", tmp_path / "deploy"]
     done = launch(*words)
     assert done.returncode == 0, done.stderr
-    for kind in ("bnb-nf4", "bnb-int8"):
-        folder = tmp_path / "deploy" / kind
-        proof = json.loads((folder / "proof.json").read_text())
-        assert proof["proven"]
-        assert proof["kind"] == kind
-        assert proof["drift"]["engine"] == "transformers"
-        assert "quantization_config" in json.loads((folder / "config.json").read_text())
-        assert not (folder / "UNPROVEN").exists()
-    table = (tmp_path / "deploy/table.md").read_text()
-    assert table.count("| proven |") == 2
-    assert (tmp_path / "deploy/tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in (tmp_path / "deploy").iterdir()} == {
-        "bnb-nf4",
-        "bnb-int8",
-        "table.md",
-        "tradeoff.png",
-    }
+    folder = tmp_path / "deploy/bnb-int8"
+    proof = json.loads((folder / "proof.json").read_text())
+    assert proof["proven"]
+    assert proof["kind"] == "bnb-int8"
+    assert proof["drift"]["engine"] == "transformers"
+    assert "quantization_config" in json.loads((folder / "config.json").read_text())
+    assert not (folder / "UNPROVEN").exists()
+    assert "| proven |" in (tmp_path / "deploy/table.md").read_text()
+    assert {path.name for path in (tmp_path / "deploy").iterdir()} == {"bnb-int8", "table.md"}
     again = launch(*words)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("it is reused") == 2
+    assert again.stdout.count("it is reused") == 1
+
+
+def test_an_adapter_of_few_steps_that_4_bit_rounds_away_is_refused(merged, tmp_path):
+    """Six updates change weights by less than nf4's steps, so that packing the merge gives back the base."""
+    with pytest.raises(DivergedError, match="not proven: bnb-nf4"):
+        quantize(merged, "--to", "bnb-nf4,bnb-int8", "--out", tmp_path / "deploy")
+    assert "rounded away" in json.loads((tmp_path / "deploy/bnb-nf4.UNPROVEN/proof.json").read_text())["likely_cause"]
+    assert json.loads((tmp_path / "deploy/bnb-int8/proof.json").read_text())["proven"]
+    assert (tmp_path / "deploy/tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_packed_model_opens_as_it_is(merged, tmp_path):
-    quantize(merged, "--to", "bnb-nf4", "--out", tmp_path / "deploy")
+    quantize(merged, "--to", "bnb-nf4", "--out", tmp_path / "deploy", "--limit", "kl=9", "--limit", "loss=9")
     from bitsandbytes.nn import Linear4bit
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "deploy/bnb-nf4")

@@ -1,6 +1,7 @@
 """A plain model as one GGUF file, for llama.cpp, Ollama and LM Studio."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lorasmith.console import say
 from lorasmith.errors import ModelError
 from lorasmith.export.files import PlainModel, beside, needs, plain_model, read_json
 from lorasmith.export.llama_cpp import MODEL_SCRIPT, is_installed, run_converter
@@ -194,9 +196,35 @@ def _quantize(source: Path, out: Path, kind: str, model: Path) -> None:
 
     import llama_cpp
 
+    heard = _listening()
+    heard.clear()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     parameters.nthread = cores()
     failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters))
     if failed or not out.exists():
         raise ModelError(f"{model}: llama.cpp could not quantize it to {kind}. Take q8_0 or f16.")
+    wider = sum("falling back" in line for line in heard)
+    if wider:
+        say(f"{kind}: {wider} tensors are of a wider kind, since their rows are no multiples of 256")
+
+
+@functools.cache
+def _listening() -> list[str]:
+    """Lines that llama.cpp logs from here on; it writes hundreds to stderr else."""
+    import ctypes
+
+    import llama_cpp
+
+    heard: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def listen(level: int, text: bytes, data: Any) -> None:
+        heard.append(text.decode(errors="replace"))
+
+    llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
+    _kept.append(listen)  # llama.cpp calls it as long as the process lives
+    return heard
+
+
+_kept: list[Any] = []

@@ -205,6 +205,11 @@ def likely_cause(one: Drift) -> str:
         return "the artefact's logits are not finite; its precision is too small for this model"
     if one.top1 < 0.3:
         return "the weights are others: another base, a scale left out, or tensors in the wrong place"
+    if "4" in one.kind:
+        return (
+            "what the adapter changed is smaller than the steps of 4 bit and was rounded away; deploy the base with "
+            "the adapter beside it (gguf-lora, or peft), or take 8 bit"
+        )
     return "the precision of the artefact is too small, or it stands on another base than training saw"
 
 

@@ -182,6 +182,8 @@ def settle(candidate: Path, out: Path, key: str, found: Drift | None, bounds: Li
     proof = {"key": key, "proven": proven, "time": run_folder.now(), **record}
     if found:
         proof |= {"drift": found.record(), "limits": {name: getattr(bounds, name) for name in bounds.__slots__}}
+    if found and problems:
+        proof["likely_cause"] = likely_cause(found)
     run_folder.write_json(candidate / PROOF, proof)
     (candidate / JOURNAL).unlink(missing_ok=True)
     (candidate / UNPROVEN).unlink(missing_ok=True)
