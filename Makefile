@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-full check reliability gpu-check schema reference
+.PHONY: quickstart test test-full check reliability export-check gpu-check schema reference
 
 .venv: .venv/installed
 
@@ -28,6 +28,12 @@ check: .venv/installed
 
 reliability: .venv/installed
 	$(BIN)/python benchmarks/reliability.py
+
+# Exports that need more packages: their tests skip without them.
+export-check: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,torchao,onnx]'
+	HF_HUB_OFFLINE=0 $(BIN)/python -c "from lorasmith.export.llama_cpp import converter; converter()"
+	$(BIN)/python -m pytest tests/test_gguf.py tests/test_packed.py tests/test_onnx.py tests/test_quantize.py
 
 # GPU_PYTHON: any Python with a CUDA torch and this project's other packages.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -11,7 +11,7 @@ from typing import Any
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import OWNED
 
-SCRIPTS = ("sft", "eval", "chat")
+SCRIPTS = ("sft", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize", "adapter")
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def main() -> None:
     if not arguments.no_proof:
         merging.ask(source, arguments.adapter[0], arguments.base, trust)
     merged = merging.merge_closest(source, plans, out)
-    record = {
+    record: dict[str, object] = {
         "kind": "merged",
         "adapters": [folder.name for folder, _ in source.adapters],
         "weights": weights,
@@ -54,6 +54,8 @@ def main() -> None:
         "base_kind": merged.base_kind,
         "candidates": {name: drift.record() for name, drift in merged.candidates.items()},
     }
+    if arguments.eval:
+        record["fares"] = merging.fares(source, merged.folder, arguments.base, trust)
     folders = [folder for folder, _ in source.adapters]
     write_merged_card(merged.folder, folders, source.base, record, merged.drift, out.name)
     proving.settle(merged.folder, out, key, merged.drift, bounds, record)
@@ -76,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", action="append", default=[], metavar="NAME=VALUE", help="top1, kl or loss of the proof"
     )
+    parser.add_argument("--eval", action="store_true", help="how each adapter's own rows fare after")
     parser.add_argument("--no-proof", action="store_true", help="leave the model unproven, and marked so")
     parser.add_argument("--overwrite", action="store_true", help="replace another export in --out")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")

@@ -401,6 +401,16 @@ def test_the_script_measures_both_bases_and_proves_the_closer(trained, tmp_path)
     assert "is reused" in again.stdout
 
 
+def test_several_adapters_become_one_and_each_ones_rows_are_scored(trained, copied, tmp_path):
+    words = [trained, copied, "--weights", "0.5", "0.5", "--merge-base", "as trained", "--eval"]
+    run_merge(*words, "--out", tmp_path / "out")
+    proof = json.loads((tmp_path / "out/proof.json").read_text())
+    assert proof["proven"]
+    assert [one["adapter"] for one in proof["fares"]] == ["run", "adapter"]
+    # Twice half of the same adapter is the adapter.
+    assert all(abs(one["merged"] - one["alone"]) < 0.02 for one in proof["fares"])
+
+
 def test_rows_made_up_stand_in_where_the_run_kept_none(copied, tmp_path, capsys):
     shutil.rmtree(copied / "private")
     run_merge(copied, "--out", tmp_path / "out", "--merge-base", "as trained")

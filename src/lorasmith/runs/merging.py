@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from lorasmith import models
 from lorasmith.console import say
 from lorasmith.errors import ModelError
+from lorasmith.evaluation.compare import loss_difference
+from lorasmith.evaluation.scores import RowLoss, row_losses
 from lorasmith.export import proof, tensors
 from lorasmith.export.layers import with_adapters
 from lorasmith.export.live import LiveEngine
@@ -23,6 +25,8 @@ from lorasmith.recipe import Model
 from lorasmith.runs import proving
 from lorasmith.runs.folder import read_json
 from lorasmith.runs.opening import find_base, open_model
+
+BATCH = 8  # rows scored at a time
 
 
 @dataclass(slots=True)
@@ -153,6 +157,39 @@ def merge_closest(source: Source, chosen: dict[str, Merge], out: Path) -> Merged
         if name != best:
             shutil.rmtree(folder)
     return Merged(found[best][0], best, found[best][1], candidates)
+
+
+def fares(source: Source, folder: Path, base: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
+    """How each adapter's own evaluation rows fare in the merge of several, said as it goes.
+
+    Returns:
+        For each: its name, rows, loss alone and merged (nats a token), with the paired bootstrap's interval.
+    """
+    alone: list[tuple[Path, list[tuple[list[int], list[int]]], list[RowLoss]]] = []
+    for place, _ in source.adapters:
+        opened = open_model(str(place), base, None, trust_remote_code)
+        golden, _ = proving.golden_rows(place, opened.tokenizer, opened.run)
+        rows = [(row.ids, row.labels) for row in golden]
+        live: Any = opened.model
+        alone.append((place, rows, row_losses(live, rows, pad_of(opened.tokenizer), BATCH)))
+        del opened, live
+        gc.collect()
+    device: Any = {"": find_hardware().device}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device)
+    found = []
+    for place, rows, before in alone:
+        one = loss_difference(before, row_losses(model, rows, pad_of(source.tokenizer), BATCH))
+        verdict = one.verdict(lower_is_better=True)
+        interval = f"{one.low:+.4f} to {one.high:+.4f}"
+        say(f"{place}: loss {one.base:.4f} alone, {one.adapter:.4f} merged ({interval}): {verdict}")
+        figures = {"alone": one.base, "merged": one.adapter, "low": one.low, "high": one.high, "verdict": verdict}
+        found.append({"adapter": place.name, "rows": len(rows), **figures})
+    return found
+
+
+def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills rows up."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def measure_merged(source: Source, folder: Path) -> Drift:

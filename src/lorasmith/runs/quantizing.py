@@ -226,17 +226,18 @@ def draw_tradeoff(lines: list[Line], path: Path) -> Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for one in measured:
-        assert one.drift is not None
-        good = one.verdict == "proven"
-        axes.plot(one.size / 2**20, one.drift.kl_mean, "o" if good else "x", color="tab:blue" if good else "tab:red")
-        axes.annotate(one.kind, (one.size / 2**20, one.drift.kl_mean), textcoords="offset points", xytext=(5, 4))
-    axes.set(
-        xlabel="size (MiB)", ylabel="KL from the live adapter (nats a token)", yscale="symlog", title=path.parent.name
-    )
-    axes.set_yscale("symlog", linthresh=1e-4)
-    axes.grid(alpha=0.3)
+    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axes, label in zip(both, ("loss (nats a token)", "KL from the live adapter (nats a token)"), strict=True):
+        for one in measured:
+            assert one.drift is not None
+            value = one.drift.loss if label.startswith("loss") else max(one.drift.kl_mean, 1e-9)
+            axes.plot(one.size / 2**20, value, "bo" if one.verdict == "proven" else "rx")
+            axes.annotate(one.kind, (one.size / 2**20, value), textcoords="offset points", xytext=(5, 4))
+        axes.set(xlabel="size (MiB)", ylabel=label, title=path.parent.name)
+        axes.grid(alpha=0.3)
+    assert measured[0].drift is not None
+    both[0].axhline(measured[0].drift.loss_live, linestyle="--", color="grey")  # the live adapter's
+    both[1].set_yscale("log")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
