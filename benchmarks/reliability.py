@@ -26,7 +26,7 @@ from scorecard.trial import ROOT, load_script
 STOCK = {
     "R1": "3 of 16", "R2": "0 of 12", "R3": "11 of 11 random order, 6 of 11 streaming, 3 of 5 grouped", "R4": "0 of 3",
     "R5 launchers": "0 of 2, 2 orphans", "R6": "0 of 10; 6 silent", "R8": "6e-11; wrapped packing 9.7e-5",
-    "R9": "0 of 1, 1 shipped", "R11": "0 of 3", "R12": "1 of 7 warns", "R13": "none", "R14": "none",
+    "R9": "0 of 1, 1 shipped", "R10": "QLoRA top-1 0.62 to 0.85", "R11": "0 of 3", "R12": "1 of 7 warns", "R13": "none", "R14": "none",
     "R15": "1 leak, 1 hang", "R16": "46 s", "R17": "no", "R17 evaluation": "linear", "R18": "none in 150 s; 19 s",
     "R19": "yes",
 }  # fmt: skip

@@ -192,8 +192,8 @@ MALFORMED = {
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "expected an object"),
     "config is cut": (lambda folder: (folder / "config.json").write_text('{"a": '), "not valid JSON"),
     "quantized": (lambda folder: change(folder, quantization_config={"quant_method": "bitsandbytes"}), "bitsandbytes"),
-    "pickle": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickle is refused"),
-    "weights cut": (lambda folder: cut(folder / "model.safetensors", -100), "not a whole safetensors file"),
+    "pickle": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled"),
+    "weights cut": (lambda folder: cut(folder / "model.safetensors", -100), "cut off"),
     "header cut": (lambda folder: cut(folder / "model.safetensors", 30), "not a whole safetensors file"),
     "weights empty": (lambda folder: cut(folder / "model.safetensors", 0), "not a whole safetensors file"),
     "header is no JSON": (
@@ -202,13 +202,13 @@ MALFORMED = {
     ),
     "no weights in it": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}"),
-        "no weights",
+        "no tensors",
     ),
     "a shard is missing": (
         lambda folder: index(folder, {"a": "model-2.safetensors"}),
         "model-2.safetensors is missing",
     ),
-    "index without a map": (lambda folder: index(folder, []), "no weight_map"),
+    "index without a map": (lambda folder: index(folder, []), "not an index of shards"),
     "own code": (lambda folder: (folder / "modeling_own.py").write_text("raise SystemExit"), "--trust-remote-code"),
     "own code by name": (lambda folder: change(folder, auto_map={"AutoModel": "x--y.Z"}), "--trust-remote-code"),
     "unknown architecture": (

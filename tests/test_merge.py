@@ -124,11 +124,13 @@ def check_matrix(cases, small_model, tmp_path):
     assert not {case: error for case, error in found.items() if not error < BOUNDS[case[3]]}
 
 
+@pytest.mark.scorecard(row="R10")
 def test_a_fresh_process_gets_the_live_adapters_logits(small_model, tmp_path):
     check_matrix(FEW, small_model, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.scorecard(row="R10")
 def test_a_fresh_process_gets_the_live_adapters_logits_in_every_case(small_model, tmp_path):
     for start in range(0, len(EVERY), 40):
         folder = tmp_path / str(start)
@@ -137,6 +139,7 @@ def test_a_fresh_process_gets_the_live_adapters_logits_in_every_case(small_model
         shutil.rmtree(folder)
 
 
+@pytest.mark.scorecard(row="R10")
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -162,6 +165,7 @@ def test_every_tensor_is_the_one_of_pefts_own_merge(shape, options, dtype, small
     assert not [name for name in theirs if not torch.equal(theirs[name], ours[name])]
 
 
+@pytest.mark.scorecard(row="R10")
 def test_lora_on_tied_embeddings_is_untied_where_peft_is_wrong(small_model, tmp_path):
     base = small_model("llama", tie_word_embeddings=True)
     ids, logits, adapted = live_adapter(
@@ -328,7 +332,7 @@ def retyped(path):
 BROKEN = {
     "a shard is missing": (lambda b, a: sorted(b.glob("*.safetensors"))[1].unlink(), "is missing"),
     "a shard is cut off": (lambda b, a: cut(sorted(b.glob("*.safetensors"))[1]), "cut off"),
-    "a shard is empty": (lambda b, a: cut(sorted(b.glob("*.safetensors"))[1], 0), "not safetensors, or cut off"),
+    "a shard is empty": (lambda b, a: cut(sorted(b.glob("*.safetensors"))[1], 0), "not a whole safetensors file"),
     "a shard's dtype is unknown": (lambda b, a: retyped(sorted(b.glob("*.safetensors"))[1]), "of an unknown kind"),
     "the index is no JSON": (lambda b, a: cut(b / "model.safetensors.index.json"), "not an index of shards"),
     "the index leads outside": (lambda b, a: (b / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../x.safetensors"}}'), "no shard of this folder"),
@@ -381,6 +385,7 @@ def copied(trained, tmp_path):
     return folder
 
 
+@pytest.mark.scorecard(row="R10")
 def test_the_script_measures_both_bases_and_proves_the_closer(trained, tmp_path):
     done = launch("scripts/merge.py", trained, "--out", tmp_path / "merged")
     assert done.returncode == 0, done.stderr

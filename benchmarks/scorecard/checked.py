@@ -14,6 +14,7 @@ WHAT = {
     "R6": "Broken rows and recipes, and 10,000 lines changed at random: one line that names file and line, or read as it stands.",
     "R7": "Golden masks of templates and shapes of conversations, found a second way; changed templates refused.",
     "R8": "Losses over twenty updates equal trl's own, by batch size and accumulation; packed rows do not see each other.",
+    "R10": "Merges of every shape, method and precision against the live adapter, in a fresh process; tensors against peft's.",
     "R11": "Adapters for other weights, with missing or unknown tensors, or without effect: refused.",
     "R13": "Rows read, trained, truncated and dropped add up, each reason counted.",
     "R14": "Rows in both files, or with one prompt on both sides of a split: found.",

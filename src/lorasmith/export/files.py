@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from typing import Any
 
 from lorasmith.console import plain
 from lorasmith.errors import FitError, LorasmithError, ModelError, RunError
+from lorasmith.export.tensors import NAMES, Weights
 from lorasmith.memory.machine import free_disk
 
 GIB = 2**30
-LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a weight; others count as 1
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -80,26 +79,9 @@ def plain_model(folder: Path) -> PlainModel:
     if quantized is not None:
         method = quantized.get("quant_method", "something") if isinstance(quantized, dict) else "something"
         raise ModelError(f"{folder} is already quantized with {method}. Give the merged model it was made from.")
-    paths = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise ModelError(f"{index}: no weight_map. Save the model again.")
-        missing = sorted({str(name) for name in names.values()} - {path.name for path in paths})
-        if missing:
-            raise ModelError(f"{folder}: {missing[0]} is missing, which its index names. Copy or save the model again.")
-    if not paths:
-        raise ModelError(f"{folder}: no weights as safetensors; pickle is refused. Save it with save_pretrained.")
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: set[str] = set()
-    for path in paths:
-        for name, entry in _header(path).items():
-            shapes[name] = tuple(entry["shape"])
-            dtypes.add(entry["dtype"])
-    if not shapes:
-        raise ModelError(f"{folder}: its safetensors hold no weights. Save the model again.")
-    return PlainModel(folder, config, shapes, frozenset(dtypes))
+    weights = Weights(folder).entries
+    shapes = {name: entry.shape for name, entry in weights.items()}
+    return PlainModel(folder, config, shapes, frozenset(NAMES[entry.dtype] for entry in weights.values()))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,26 +99,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}; expected an object.")
     return content
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors; its size must be what the header says."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > min(LONGEST_HEADER, size):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + length + end != size:
-            raise ValueError(f"{size} bytes, where its header says {8 + length + end}")
-        if not all(entry["dtype"] and math.prod(entry["shape"]) >= 0 for entry in header.values()):
-            raise ValueError("a tensor without a shape")
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({plain(str(error))[:80]}). Copy it again.") from error
-    return dict(header)
 
 
 @contextmanager

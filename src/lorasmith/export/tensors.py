@@ -119,7 +119,7 @@ def _files(folder: Path) -> list[str]:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
         raise ModelError(f"{folder}: its weights are pickled ({pickles[0]}), which is refused. Save it as safetensors.")
-    raise ModelError(f"{folder}: no {ONE_FILE} here, nor shards.")
+    raise ModelError(f"{folder}: no {ONE_FILE} here, nor shards with an index.")
 
 
 def _entries(path: Path) -> Iterator[Entry]:
@@ -128,11 +128,11 @@ def _entries(path: Path) -> Iterator[Entry]:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         if not 2 <= length <= min(LARGEST_HEADER, size):
-            raise ModelError(f"{path}: not safetensors, or cut off. Fetch it again.")
+            raise ModelError(f"{path}: not a whole safetensors file. Fetch it again.")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
         except ValueError:
-            raise ModelError(f"{path}: not safetensors (its header is no JSON). Fetch it again.") from None
+            raise ModelError(f"{path}: not a whole safetensors file (its header is no JSON). Fetch it again.") from None
     for name, found in header.items():
         if name == "__metadata__":
             continue
