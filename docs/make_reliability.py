@@ -53,7 +53,10 @@ def main() -> None:
     import reliability as harness
 
     print(f"`make reliability` ({report['machine']}; benchmarks/reliability.json has each row's seed). Stock:")
-    print("transformers, trl and peft as they are, measured before on the same versions by other harnesses.\n")
+    print(
+        "transformers, trl and peft as they are: in bold by the same harness, else measured before on the same versions"
+    )
+    print("versions by others.\n")
     print(harness.table(report))
 
 

@@ -81,6 +81,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
     config.eval_on_start = config.eval_on_start and going_on.checkpoint is None
     model, trainer = make_trainer(recipe, config, base, base_model, tokenizer, new_token_ids, rows, guards.callbacks)
+    terms[resume.TRAINABLE] = resume.trainable(model)
+    resume.check_trainable(going_on, terms[resume.TRAINABLE], arguments.allow_change)
     trainer.contract = terms
     for line in adapters.coverage_lines(model, recipe.adapter):
         say(line)

@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from lorasmith.runs.order import UpdateOrder
+from lorasmith.runs.order import LengthOrder, UpdateOrder
 
 LENGTHS = [int(n) for n in torch.randint(5, 90, (53,), generator=torch.Generator().manual_seed(1))]
 
@@ -33,6 +33,22 @@ def test_rows_of_an_update_stand_from_longest_to_shortest_and_pad_less():
         return sum(4 * max(LENGTHS[row] for row in rows[i : i + 4]) for i in range(0, 52, 4))
 
     assert padded(order) < 0.85 * padded(drawn)
+
+
+def test_rows_of_like_length_stand_together_anew_in_each_epoch_and_the_same_after_a_resume():
+    many = [int(n) for n in torch.randint(5, 90, (400,), generator=torch.Generator().manual_seed(2))]
+    one, other = LengthOrder(many, 8, seed=3), LengthOrder(many, 8, seed=3)
+    first = list(one)
+    one.set_epoch(1)
+    torch.manual_seed(7)
+    other.set_epoch(1)
+    assert list(one) == list(other) != first
+    assert sorted(first) == list(range(400))
+
+    def padded(rows):
+        return sum(8 * max(many[row] for row in rows[i : i + 8]) for i in range(0, 400, 8))
+
+    assert padded(first) < 0.8 * padded(list(range(400)))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():

@@ -50,6 +50,12 @@ BAD = {
         "nf5",
         "3: model.quantization is `nf5`; expected one of none, int8, nf4, fp4. Did you mean `nf4`?",
     ),
+    "an order that is not repeated": (
+        "  max_length: 128",
+        "  train_sampling_strategy: batch_rebalance",
+        "15: trainer.train_sampling_strategy is `batch_rebalance`, whose order is not repeated by a resumed run. Use random, "
+        "sequential or group_by_length.",
+    ),
     "code that may change": (
         "quickstart/base\n  quantization: nf4",
         "org/model\n  trust_remote_code: true",

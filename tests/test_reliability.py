@@ -126,6 +126,20 @@ def test_a_contract_holds_all_that_decides_what_is_learnt():
     assert not {"output_dir", "run.max_minutes", "trainer.save_steps", "trainer.logging_steps"} & terms.keys()
 
 
+def test_other_trainable_parameters_are_refused(tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    layer, larger = torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
+    (checkpoint / checkpoints.CONTRACT).write_text(json.dumps({resume.TRAINABLE: resume.trainable(layer)}))
+    going_on = resume.Resume(checkpoint)
+    resume.check_trainable(going_on, resume.trainable(layer), [])
+    with pytest.raises(RunError, match=r"trainable parameters was 6 \w+, is 9 \w+"):
+        resume.check_trainable(going_on, resume.trainable(larger), [])
+    layer.bias.requires_grad_(False)
+    with pytest.raises(RunError, match=r"was 6 \w+, is 4"):
+        resume.check_trainable(going_on, resume.trainable(layer), [])
+
+
 def test_resuming_is_refused_where_there_is_nothing_and_for_fields_that_do_not_exist(tmp_path):
     with pytest.raises(RunError, match=r"holds no checkpoint. Start without --resume"):
         resume.find(tmp_path, {"seed": 1}, [], demanded=True)

@@ -107,6 +107,7 @@ WAYS = {
     "packing": ["trainer.packing=true", "trainer.max_length=128"],
     "DoRA": ["adapter.method=dora"],
     "checkpointing": ["run.gradient_checkpointing=true"],
+    "length-sorted": ["trainer.train_sampling_strategy=group_by_length", "data.eval_fraction=0.5", "run.effective_batch=16"],
     "several epochs": ["data.train=quickstart/data/heldout.jsonl", "data.eval_fraction=0.5", "run.effective_batch=16"],
     "evaluation": ["data.eval=quickstart/data/heldout.jsonl", "data.train=quickstart/data/train.jsonl", "trainer.eval_strategy=steps", "trainer.eval_steps=3"],
     "nf4": ["model.quantization=nf4"],

@@ -276,6 +276,12 @@ def _check_together(recipe: Recipe, places: Places) -> None:
     if run.early_stopping and trainer.get("eval_strategy", "no") == "no":
         place = place_of(places, ("run", "early_stopping"))
         raise RecipeError(f"{place}: run.early_stopping needs trainer.eval_strategy: steps or epoch.")
+    if trainer.get("train_sampling_strategy") == "batch_rebalance":
+        place = place_of(places, ("trainer", "train_sampling_strategy"))
+        raise RecipeError(
+            f"{place}: trainer.train_sampling_strategy is `batch_rebalance`, whose order is not repeated by a resumed "
+            "run. Use random, sequential or group_by_length."
+        )
     if trainer.get("packing") and trainer.get("packing_strategy", "bfd") == "wrapped":
         place = place_of(places, ("trainer", "packing_strategy"))
         raise RecipeError(f"{place}: trainer.packing_strategy is `wrapped`; it mixes rows. Use bfd.")

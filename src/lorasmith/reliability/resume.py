@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.errors import RunError
@@ -19,6 +21,7 @@ FREE = {
     "trainer.save_steps", "trainer.save_total_limit", "trainer.project",
 }  # fmt: skip
 FREE_PREFIXES = ("proof.", "trainer.logging_", "trainer.log_", "trainer.include_", "trainer.dataloader_")
+TRAINABLE = "trainable parameters"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
 
 
@@ -77,11 +80,34 @@ def contract(
     return fields | {"device": device}
 
 
+def trainable(model: torch.nn.Module) -> str:
+    """How many parameters are trained, and a hash of their names and shapes."""
+    found = [(name, tuple(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad]
+    count = sum(math.prod(shape) for _, shape in found)
+    return f"{count} {hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:12]}"
+
+
+def check_trainable(found: Resume, now: str, allowed: list[str]) -> None:
+    """Refuse to go on where other parameters would be trained than those that the checkpoint holds.
+
+    Raises:
+        RunError: Naming both.
+    """
+    if found.checkpoint is None or TRAINABLE in allowed:
+        return
+    then = json.loads((found.checkpoint / checkpoints.CONTRACT).read_text(encoding="utf-8")).get(TRAINABLE, now)
+    if then != now:
+        raise RunError(
+            f"{found.checkpoint.parent} holds another unfinished run: {TRAINABLE} was {then}, is {now}. Go back to the "
+            "libraries that it was begun with, or begin anew with --overwrite."
+        )
+
+
 def differences(then: dict[str, Any], now: dict[str, Any], allowed: list[str]) -> list[str]:
     """The fields in which two contracts differ, each with both values, but for those allowed to."""
     missing = object()
     lines = []
-    for key in dict.fromkeys([*then, *now]):
+    for key in [one for one in dict.fromkeys([*then, *now]) if one != TRAINABLE]:  # known when there is a model
         before, after = then.get(key, missing), now.get(key, missing)
         if before != after and key not in allowed:
             texts = ["nothing" if one is missing else _short(one) for one in (before, after)]

@@ -10,13 +10,15 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith import adapters, hardware, models
-from lorasmith.console import say
+from lorasmith.console import complain, say
 from lorasmith.data.mask import check_contract
 from lorasmith.errors import ModelError
 from lorasmith.recipe import Model
 from lorasmith.reliability.reopened import has_effect
 from lorasmith.runs.folder import read_json
 from lorasmith.runs.report import CONTRACT, adapter_settings
+
+UNPROVEN = "UNPROVEN"  # a file in exports that were not proven, with the reason
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ def open_model(path: str, base: str | None, quantization: str | None, trust_remo
     folder, machine = Path(path), hardware.find_hardware()
     section, run = find_base(path, base, trust_remote_code, quantization)
     name, is_adapter = section.name, (folder / "adapter_config.json").is_file()
+    if (folder / UNPROVEN).is_file():
+        complain(f"{path} is UNPROVEN: {(folder / UNPROVEN).read_text(encoding='utf-8').strip()}")
     dtype, _ = hardware.choose_dtype(section.dtype, machine)
     attention, _ = hardware.choose_attention(section.attention, models.base_facts(section).runs_on_sdpa)
     has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class UpdateOrder(Sampler[int]):
@@ -28,19 +29,32 @@ class UpdateOrder(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        # As accelerate's SeedableRandomSampler draws it.
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        drawn = torch.randperm(len(self.lengths), generator=generator).tolist()
+        drawn = torch.randperm(len(self.lengths), generator=self.generator()).tolist()
         for start in range(0, len(drawn), self.rows_per_update):
             yield from sorted(drawn[start : start + self.rows_per_update], key=lambda row: -self.lengths[row])
+
+    def generator(self) -> torch.Generator:
+        """The epoch's draw, as accelerate's SeedableRandomSampler begins it."""
+        return torch.Generator().manual_seed(self.seed + self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of each epoch."""
         self.epoch = epoch
 
 
+class LengthOrder(UpdateOrder):
+    """transformers' order by like lengths, anew in each epoch.
+
+    transformers' own LengthGroupedSampler takes its draw from a generator that a resumed run does not have in the same
+    state, so that from the second epoch on other rows are seen than without the interruption.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        yield from get_length_grouped_indices(list(self.lengths), self.rows_per_update, generator=self.generator())
+
+
 def with_update_order(trainer: type[Any]) -> type[Any]:
-    """The trainer class with `UpdateOrder` as its sampler.
+    """The trainer class with `UpdateOrder`, or `LengthOrder` where it is asked for, as its sampler.
 
     transformers has no seam for a sampler of one's own but this method (related: transformers#46628).
     """
@@ -48,11 +62,13 @@ def with_update_order(trainer: type[Any]) -> type[Any]:
     class OrderedTrainer(trainer):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
             rows = self.train_dataset if train_dataset is None else train_dataset
-            if self.args.train_sampling_strategy != "random":
+            kinds = {"random": UpdateOrder, "group_by_length": LengthOrder}
+            if self.args.train_sampling_strategy not in kinds:
                 return super()._get_train_sampler(train_dataset)
             per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return UpdateOrder([len(ids) for ids in rows["input_ids"]], per_update, seed)
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            return kinds[self.args.train_sampling_strategy](lengths, per_update, seed)
 
     OrderedTrainer.__name__ = trainer.__name__  # trl names cards and logs after the class
     return OrderedTrainer

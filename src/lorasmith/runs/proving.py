@@ -23,9 +23,9 @@ from lorasmith.export.proof import STAND_INS, Drift, GoldenRow, Reference, drift
 from lorasmith.hardware import find_hardware
 from lorasmith.limits import LIMITS, Limits
 from lorasmith.runs import folder as run_folder
-from lorasmith.runs.opening import Opened
+from lorasmith.runs.opening import UNPROVEN, Opened
 
-PROOF, UNPROVEN = "proof.json", "UNPROVEN"
+PROOF = "proof.json"
 
 
 def check_memory(size: int) -> None:

@@ -98,7 +98,8 @@ def add_evaluation(folder: Path, run: dict[str, Any], record: dict[str, Any]) ->
     kept = [one for one in run.get("evaluations", []) if (one["data"], one["rows"]) != (record["data"], record["rows"])]
     run["evaluations"] = [*kept, record]
     run_folder.write_json(folder / "run.json", run)
-    write_card(folder, run)
+    if "speed" in run:  # else it is no run of ours, but an adapter made from one
+        write_card(folder, run)
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
