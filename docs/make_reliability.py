@@ -53,10 +53,8 @@ def main() -> None:
     import reliability as harness
 
     print(f"`make reliability` ({report['machine']}; benchmarks/reliability.json has each row's seed). Stock:")
-    print(
-        "transformers, trl and peft as they are: in bold by the same harness, else measured before on the same versions"
-    )
-    print("versions by others.\n")
+    print("transformers, trl and peft as they are: in bold by the same harness, else measured before by others on the")
+    print("same versions.\n")
     print(harness.table(report))
 
 
