@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+# A process for each core, one thread in each: files of tests side by side.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 .PHONY: quickstart test test-full check reliability export-check gpu-check schema reference
 
@@ -18,10 +20,10 @@ quickstart: .venv/installed
 	$(BIN)/python scripts/eval.py adapters/quickstart --data quickstart/data/heldout.jsonl
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
