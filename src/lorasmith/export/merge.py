@@ -90,7 +90,7 @@ def merge(what: Merge, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
             _stream(_Base(what, weights, layers, quantized), files, part, done)
         else:
             say("merge: the model names its weights otherwise than its files do, so it is merged in memory")
-            _in_memory(what, quantized, len(tokenizer), part)
+            _in_memory(what, layers.unties, quantized, len(tokenizer), part)
     _write_settings(what, layers, tokenizer, part)
     if out.exists():
         shutil.rmtree(out)
@@ -193,12 +193,16 @@ def _stream(base: _Base, files: dict[str, list[_Planned]], part: Path, done: dic
     tensors.write_index(part, written, sum(one.size for plan in files.values() for one in plan))
 
 
-def _in_memory(what: Merge, quantized: dict[str, bool], rows: int, part: Path) -> None:
+def _in_memory(what: Merge, unties: bool, quantized: dict[str, bool], rows: int, part: Path) -> None:
     """The merge by peft's merge_and_unload, for models whose files must be converted to load (fused experts)."""
     dtype = what.dtype or "auto"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(what.base, dtype=dtype, use_safetensors=True)
     if rows > embedding_rows(model):
         model.resize_token_embeddings(rows)
+    if unties:  # peft would write the embeddings' update into the head as well
+        head: Any = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
     for name, is_transposed in quantized.items():
         weight = model.get_parameter(name)
         weight.data = as_trained(weight.data, what.quantization, what.trained_dtype, is_transposed).to(weight.dtype)
