@@ -197,7 +197,7 @@ def kill_nine(script: Any, sample: int, seed: int) -> dict[str, Any]:
 def chaos(script: Any, sample: int, seed: int) -> dict[str, Any]:
     """The independent ckpt-chaos harness on the whole script: no hard fail, no silent divergence."""
     words = [
-        "run", "--max-points", str(sample or 24), "--modes", "before,torn,term", "--step-regex", r"behind step (\d+)",
+        "run", "--max-points", str(sample or 16), "--modes", "before,torn,term", "--step-regex", r"behind step (\d+)",
         "--result-file", "{out}/adapter_model.safetensors", "--timeout", "300",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
