@@ -27,6 +27,8 @@ IDS = [445, 309, 926, 9, 287, 223, 802, 1, 90, 201]
 
 @pytest.fixture(scope="session")
 def llama_cpp_folder() -> Path:
+    for package in ("gguf", "sentencepiece"):
+        pytest.importorskip(package)
     try:
         return converter()
     except UnreachableError as error:

@@ -61,10 +61,10 @@ def test_an_adapter_is_merged_packed_proven_and_reused(trained, tmp_path):
     assert again.stdout.count("it is reused") == 1
 
 
-def test_an_adapter_of_few_steps_that_4_bit_rounds_away_is_refused(merged, tmp_path):
+def test_an_adapter_of_few_steps_that_4_bit_rounds_away_is_refused(trained, tmp_path):
     """Six updates change weights by less than nf4's steps, so that packing the merge gives back the base."""
     with pytest.raises(DivergedError, match="not proven: bnb-nf4"):
-        quantize(merged, "--to", "bnb-nf4,bnb-int8", "--out", tmp_path / "deploy")
+        quantize(trained, "--to", "bnb-nf4,bnb-int8", "--out", tmp_path / "deploy", "--merge-base", "as trained")
     assert "rounded away" in json.loads((tmp_path / "deploy/bnb-nf4.UNPROVEN/proof.json").read_text())["likely_cause"]
     assert json.loads((tmp_path / "deploy/bnb-int8/proof.json").read_text())["proven"]
     assert (tmp_path / "deploy/tradeoff.png").read_bytes().startswith(b"\x89PNG")

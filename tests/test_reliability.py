@@ -411,7 +411,7 @@ def test_a_process_that_does_not_move_is_ended_with_its_stacks(tmp_path):
     code = (
         "import time\nfrom pathlib import Path\nfrom transformers import TrainerState\n"
         "from lorasmith.reliability.watchdog import Watchdog\n"
-        f"dog = Watchdog(Path({str(tmp_path)!r}), 0.4, lambda line, code: print(code, line))\n"
+        f"dog = Watchdog(Path({str(tmp_path)!r}), 0.4, lambda line, code: print(code, line, flush=True))\n"
         "state = TrainerState()\ndog.on_train_begin(None, state, None)\n"
         "for _ in range(8): time.sleep(0.1); dog.on_step_end(None, state, None)\n"
         "print('moved', flush=True)\ntime.sleep(30)"

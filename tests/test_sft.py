@@ -135,7 +135,7 @@ def test_accelerate_launches_it(tmp_path):
         (["adapter.target_modules=[q_proj,v_prj]"], "adapter.target_modules: `v_prj` matches no module. Did you mean `v_proj`?"),
         (["adapter.from=/nowhere"], "/nowhere: no adapter here (adapter_config.json is missing)."),
         (["data.train=nothing.jsonl"], "nothing.jsonl: no such file. Expected a path to rows, or a hub id such as org/name."),
-        (["data.train=some/dataset"], "some/dataset: no such file, and not loaded from the hub ("),
+        (["data.train=some/dataset"], "not on this machine, and the hub is out of reach: the rows of some/dataset: hf download"),
         (["trainer.report_to=wandb"], "trainer.report_to is `wandb`, which is not installed. Install it with: pip install wandb"),
         (["model.attention=flash_attention_2"], "quickstart/base: "),
         (["trainer.load_best_model_at_end=true", "trainer.eval_strategy=steps", "trainer.eval_steps=3",

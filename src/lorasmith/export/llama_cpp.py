@@ -17,6 +17,7 @@ from typing import Any
 
 from lorasmith.console import plain
 from lorasmith.errors import FitError, LorasmithError, ModelError, UnreachableError
+from lorasmith.export.archives import write_member
 from lorasmith.leaks import cleaned
 from lorasmith.memory.machine import free_disk
 from lorasmith.offline import is_offline
@@ -125,7 +126,7 @@ def _unpack(archive: Path, out: Path) -> None:
         for member in tar:
             name = member.name.removeprefix(top)
             if member.name.startswith(top) and member.isfile() and any(f"{name}/".startswith(f"{w}/") for w in WANTED):
-                tar.extract(member.replace(name=name), out, filter="data")
+                write_member(tar, member, out / name)
     missing = [name for name in WANTED if not (out / name).exists()]
     if missing:
         raise LorasmithError(f"llama-cpp-python {VERSION} has no {missing[0]}. Name a checkout: --llama-cpp-dir.")

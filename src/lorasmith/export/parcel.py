@@ -19,6 +19,7 @@ from lorasmith import leaks
 from lorasmith.errors import ModelError
 from lorasmith.export.adapter_file import CONFIG, WEIGHTS, AdapterFile, read_metadata, read_record, shown
 from lorasmith.export.adapter_folder import TOKENIZER_FILES, new_folder
+from lorasmith.export.archives import write_member
 from lorasmith.export.clinic import absolute_paths, require_sound
 
 ENDING = ".lora.tar.gz"
@@ -220,7 +221,7 @@ def unpack(parcel: Path, out: Path) -> None:
                 entry = wanted.get(member.name)
                 if entry is None or member.size != entry["bytes"]:
                     raise ValueError(f"{shown(member.name)} is not as {MANIFEST} says")
-                tar.extract(member, folder, filter="data")
+                write_member(tar, member, folder / member.name)
                 if digest(folder / member.name) != entry["sha256"]:
                     raise ValueError(f"{shown(member.name)} is not as {MANIFEST} says; it was damaged or changed")
             while bounded.read(LARGEST_MANIFEST):  # to the end, where gzip compares its checksum
