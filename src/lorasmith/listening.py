@@ -29,7 +29,12 @@ class Listener:
             raise KeyboardInterrupt  # asked twice: at once
         self.asked = f"{name} received"
         if self.phase == "starting":
-            raise StoppedNow(f"stopped: {name} received before the first step. The same command starts again.")
+            raise StoppedNow(self.too_early())
+
+    def too_early(self) -> str:
+        """What is said of a stop with nothing to save."""
+        asked = self.asked or "another process was asked to stop"
+        return f"stopped: {asked} before the first step. The same command starts again."
 
     def reason(self) -> str:
         """Why this process should stop, or nothing."""

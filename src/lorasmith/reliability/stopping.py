@@ -40,6 +40,9 @@ class SafeStop(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # An exception out of a signal's handler is lost where Python ignores exceptions, as in a finalizer.
+        if _any_rank(bool(listener.asked)):
+            raise StoppedNow(listener.too_early())
         self._saved = time.monotonic()
         listener.phase = "training"
 
