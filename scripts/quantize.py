@@ -8,6 +8,7 @@ printed and written beside them.
 """
 
 import argparse
+import gc
 import hashlib
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
 
     out, trust = Path(arguments.out), arguments.trust_remote_code
     source = merging.open_source([arguments.model], base=arguments.base, trust_remote_code=trust)
-    kinds, left = quantizing.kinds_asked(arguments.to, bool(source.adapters))
+    kinds, left = quantizing.kinds_asked(arguments.to)
     for line in left:
         say(line)
     plans = merging.plans(source, arguments.merge_base, arguments.dtype) if source.adapters else {}
@@ -33,15 +34,13 @@ def main() -> None:
     merging.ask(source, arguments.model, arguments.base, trust)
     assert source.live is not None
 
-    work = out / ".merged"
     if source.adapters:
         out.mkdir(parents=True, exist_ok=True)
-        merged = merging.merge_closest(source, plans, work)
+        merged = merging.merge_closest(source, plans, out / ".merged")
         bounds = proving.limits_for("merged", source.run, [])
-        if merged.drift and merged.drift.beyond(bounds):
-            raise DivergedError(
-                f"{arguments.model}: its merge is not proven: {'; '.join(merged.drift.beyond(bounds))}."
-            )
+        problems = merged.drift.beyond(bounds) if merged.drift else []
+        if problems:
+            raise DivergedError(f"{arguments.model}: its merge is not proven: {'; '.join(problems)}.")
         folder = merged.folder
     else:
         folder = Path(source.base["folder"])
@@ -74,7 +73,7 @@ def main() -> None:
                 drift = proving.measured(kind, source.live, engine, tokenizer, source.contract)
             finally:
                 engine.close()
-                quantizing.release()
+                gc.collect()
             names = [one.name for one, _ in source.adapters] or [Path(arguments.model).name]
             record = {"kind": kind, "adapters": names, "base": source.base["name"]}
             record |= {"revision": source.base["revision"], "bytes": quantizing.size_of(candidate)}

@@ -133,7 +133,7 @@ def test_an_unknown_kind_is_told_before_anything_is_read(kind, refusal, merged, 
 
 def test_all_says_what_this_machine_cannot_make(monkeypatch):
     monkeypatch.setattr(quantizing.importlib.util, "find_spec", lambda name: None)
-    kinds, left = quantizing.kinds_asked("all", True)
+    kinds, left = quantizing.kinds_asked("all")
     assert kinds == ["bnb-nf4", "bnb-int8"]
     assert any("gguf:q8_0: left out, needs pip install" in line for line in left)
 

@@ -96,13 +96,16 @@ class TransformersEngine:
             raise _unopened(folder, "transformers", error) from error
         self._take(model, prepare)
 
-    def _take(self, model: PreTrainedModel, prepare: Callable[[PreTrainedModel], None] | None) -> None:
+    def _take(
+        self, model: PreTrainedModel, prepare: Callable[[PreTrainedModel], None] | None, stops: Iterable[int] = ()
+    ) -> None:
         if prepare is not None:
             prepare(model)
         self._model: Any = model.eval()
         self._pace = Pace()
         own = model.generation_config
-        self._stops = _listed(own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id)
+        own_stops = listed(own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id)
+        self._stops = sorted(stops) or own_stops
         # A new one: the model's own may sample, or punish repetition.
         pad = self._stops[0] if self._stops else 0
         model.generation_config = GenerationConfig(do_sample=False, eos_token_id=self._stops or None, pad_token_id=pad)
@@ -280,13 +283,14 @@ def stop_ids(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            found = _listed(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+            found = listed(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
             if found:
                 return found
     return []
 
 
-def _listed(ids: int | Iterable[int] | None) -> list[int]:
+def listed(ids: int | Iterable[int] | None) -> list[int]:
+    """Token ids as configurations hold them: none, one, or several."""
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 

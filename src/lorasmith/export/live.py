@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from transformers import GenerationConfig
-
 from lorasmith.export.engines import TransformersEngine
 
 
@@ -17,6 +15,4 @@ class LiveEngine(TransformersEngine):
             stops: Tokens that end an answer.
         """
         self.name = name
-        self._take(model, None)
-        self._stops = sorted(stops)
-        model.generation_config = GenerationConfig(do_sample=False, eos_token_id=self._stops, pad_token_id=min(stops))
+        self._take(model, None, stops)

@@ -19,6 +19,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from lorasmith.console import say
 from lorasmith.errors import DivergedError, FitError
 from lorasmith.export import tensors
+from lorasmith.export.engines import listed
 from lorasmith.export.layers import Layers, Skeleton, embedding_rows, skeleton, with_adapters
 from lorasmith.memory.machine import free_disk
 
@@ -310,9 +311,7 @@ def _write_settings(what: Merge, layers: Layers, tokenizer: PreTrainedTokenizerB
         generation = GenerationConfig.from_pretrained(what.base)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
-    stops = generation.eos_token_id
-    stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    generation.eos_token_id = sorted({tokenizer.eos_token_id, *stops})
+    generation.eos_token_id = sorted({tokenizer.eos_token_id, *listed(generation.eos_token_id)})
     generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(part)
     tokenizer.save_pretrained(part)

@@ -54,14 +54,12 @@ def write_merged_card(
     record: dict[str, Any],
     found: Drift | None,
     name: str,
-    use: str | None = None,
 ) -> None:
     """Write README.md of an export.
 
     Args:
         record: As proof.json keeps it: `kind`, `adapters`, and for merges `base_kind`.
         found: The proof's figures, or None without a proof.
-        use: How to run it, where transformers alone does not.
     """
     kind = record["kind"]
     names = ", ".join(f"`{one}`" for one in record["adapters"])
@@ -73,7 +71,7 @@ def write_merged_card(
         name=name,
         what="The merge" if kind == "merged" else f"A {kind} export of the merge",
         adapters=names,
-        use=use or _USE.format(name=name),
+        use=_USE.format(name=name),
         proof=_proof(found),
         base_licence=licence(Path(base["folder"])),
         adapter_licence="; ".join(dict.fromkeys(licence(one) for one in adapters)),

@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lorasmith.export import proof, tensors
 from lorasmith.export.layers import with_adapters
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import Merge, merge
-from lorasmith.export.proof import Drift, GoldenRow, Reference
+from lorasmith.export.proof import Drift, Reference
 from lorasmith.hardware import find_hardware
 from lorasmith.recipe import Model
 from lorasmith.runs import proving
@@ -50,7 +50,6 @@ class Source:
     combination: str
     density: float
     live: Reference | None = None
-    rows: list[GoldenRow] = field(default_factory=list)
 
 
 def open_source(
@@ -88,9 +87,9 @@ def ask(source: Source, name: str, base: str | None, trust_remote_code: bool) ->
     if len(source.adapters) > 1 or any(weight != 1 for _, weight in source.adapters):
         unloaded: Any = opened.model
         opened.model = with_adapters(unloaded.unload(), source.adapters, source.combination, source.density)
-    source.rows, said = proving.golden_rows(Path(name), opened.tokenizer, source.run)
+    rows, said = proving.golden_rows(Path(name), opened.tokenizer, source.run)
     say(f"golden rows: {said}")
-    source.live = proof.reference(proving.live_engine(opened), source.rows)
+    source.live = proof.reference(proving.live_engine(opened), rows)
     del opened
     gc.collect()
 

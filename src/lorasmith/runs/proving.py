@@ -16,7 +16,7 @@ from lorasmith.data.mask import check_contract, template_contract
 from lorasmith.data.render import tokenize
 from lorasmith.data.rows import Row, conversation
 from lorasmith.errors import DataError, DivergedError, FitError, LorasmithError, RunError
-from lorasmith.export.engines import Engine
+from lorasmith.export.engines import Engine, listed
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import JOURNAL
 from lorasmith.export.proof import STAND_INS, Drift, GoldenRow, Reference, drift, likely_cause, side_by_side
@@ -85,9 +85,7 @@ def live_engine(opened: Opened) -> LiveEngine:
 
 def stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends an answer."""
-    own = model.generation_config.eos_token_id
-    listed = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return {int(tokenizer.eos_token_id), *map(int, listed)}
+    return {int(tokenizer.eos_token_id), *listed(model.generation_config.eos_token_id)}
 
 
 def limits_for(kind: str, run: dict[str, Any], given: list[str]) -> Limits:

@@ -1,6 +1,5 @@
 """Each kind of quantized export: how it is written, and the engine that will run it and therefore proves it."""
 
-import gc
 import importlib.util
 import shutil
 from collections.abc import Callable
@@ -8,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lorasmith import models
 from lorasmith.console import say
 from lorasmith.errors import LorasmithError, ModelError
 from lorasmith.export import gguf, gguf_lora, gptq, llama_cpp, modelfile, onnx, packed, tensors
-from lorasmith.export.engines import Engine, GgufEngine, GgufFileEngine, OnnxEngine, TransformersEngine
+from lorasmith.export.engines import Engine, GgufEngine, GgufFileEngine, OnnxEngine, TransformersEngine, stop_ids
 from lorasmith.export.proof import GREEDY_TOKENS, Drift, GoldenRow
 from lorasmith.hardware import find_hardware
 from lorasmith.limits import LIMITS
@@ -52,7 +51,7 @@ class Settings:
         return max((len(row.ids) for row in self.rows), default=512) + GREEDY_TOKENS + 1
 
 
-def kinds_asked(text: str, is_adapter: bool) -> tuple[list[str], list[str]]:
+def kinds_asked(text: str) -> tuple[list[str], list[str]]:
     """The kinds that `--to` names, and, for `all`, a line for each that this machine cannot make.
 
     Raises:
@@ -133,9 +132,7 @@ def _write_gguf(kind: str, out: Path, settings: Settings, converter: Path) -> No
             settings.pre_tokenizer, settings.trust_remote_code,
         )  # fmt: skip
     try:
-        stops = GenerationConfig.from_pretrained(settings.merged).eos_token_id
-        listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
-        text = modelfile.modelfile(tokenizer, MODEL_FILE, listed)
+        text = modelfile.modelfile(tokenizer, MODEL_FILE, stop_ids(settings.merged))
     except ModelError as error:
         say(f"{kind}: no Modelfile. {error}")
         return
@@ -241,8 +238,3 @@ def draw_tradeoff(lines: list[Line], path: Path) -> Path | None:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
-
-
-def release() -> None:
-    """Give back what the last engine held."""
-    gc.collect()
