@@ -124,24 +124,29 @@ def make_trainer(
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from lorasmith import adapters, models
+    from lorasmith import adapters
     from lorasmith.data.prepare import as_dataset
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs.order import with_update_order
+    from lorasmith.speed import levers
+    from lorasmith.speed.trainer import fast
 
     sets = [as_dataset(part) for part in (rows.train, rows.eval)]
-    collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
-    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collate)
-    if config.packing:
-        models.check_packing(base_model)
+    padded = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
     set_seed(recipe.seed)
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
+    flat = levers.make_batches(model, recipe)
+    for line in levers.fuse(model, recipe):
+        say(line)
+    levers.compute_natively(config, model)
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):
-        trainer = guarded(with_update_order(SFTTrainer))(
+        trainer = guarded(with_update_order(fast(SFTTrainer, recipe.speed.chunked_loss)))(
             model=model,
             args=config,
-            train_dataset=sets[0],
+            data_collator=flat or padded,
+            train_dataset=levers.packed(sets[0], recipe) if recipe.trainer.get("packing") else sets[0],
             eval_dataset=sets[1] if rows.eval else None,
             processing_class=tokenizer,
             callbacks=[*callbacks, *stopping],

@@ -29,6 +29,7 @@ FLOORS = {
     "export": 3,
     "checkup": 3,
     "reliability": 3,
+    "speed": 3,
     "runs": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))

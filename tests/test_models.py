@@ -8,7 +8,6 @@ from lorasmith.errors import ModelError, UnreachableError
 from lorasmith.hardware import Hardware, choose_attention, choose_dtype
 from lorasmith.models import (
     base_facts,
-    check_packing,
     grow_embeddings,
     load_base_model,
     load_tokenizer,
@@ -157,35 +156,3 @@ def test_a_base_without_template_tokens_gets_them_as_new_rows():
     assert new == [512, 513]
     assert tokenizer.eos_token == "<|im_end|>"
     assert Adapter().method == "lora"
-
-
-@pytest.mark.scorecard(row="R8")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    "kind", ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "gpt2", "smollm3"]
-)
-def test_packed_rows_do_not_see_each_other_or_are_refused(kind, attention, small_model):
-    """The judge is independent: each row alone must give the logits that it gives in the pack."""
-    section = Model(name=str(small_model(kind)))
-    if attention == "sdpa" and not base_facts(section).runs_on_sdpa:
-        pytest.skip("transformers has no sdpa for this architecture")
-    model = load_base_model(section, "float32", attention, "cpu").eval()
-    ids = torch.arange(2, 18)
-    positions = torch.cat([torch.arange(8), torch.arange(8)])[None]
-    with torch.no_grad():
-        packed = model(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0, 8:]
-        alone = model(input_ids=ids[None, 8:], use_cache=False).logits[0]
-    separate = ((packed - alone).norm() / alone.norm()).item() < 1e-5
-    if separate:
-        check_packing(model)
-    else:
-        with pytest.raises(ModelError, match="packed rows see each other"):
-            check_packing(model)
-
-
-def test_a_model_whose_packed_rows_see_each_other_is_refused(small_model, monkeypatch):
-    model = load_base_model(Model(name=str(small_model("llama"))), "float32", "sdpa", "cpu")
-    forward = model.forward
-    model.forward = lambda position_ids, **inputs: forward(**inputs)  # the rows' borders are lost
-    with pytest.raises(ModelError, match=r"packed rows see each other .* Set trainer.packing: false"):
-        check_packing(model)

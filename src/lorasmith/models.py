@@ -142,29 +142,6 @@ def stop_at_trained_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
     model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-@torch.no_grad()
-def check_packing(model: PreTrainedModel) -> None:
-    """Refuse to pack rows where one could see another: change one of two packed rows and look at the other's logits.
-
-    Raises:
-        ModelError: If the other row's logits change.
-    """
-    ids = torch.arange(2, 18).remainder(model.config.get_text_config().vocab_size)[None].to(model.device)
-    positions = torch.cat([torch.arange(8), torch.arange(8)])[None].to(model.device)
-    changed = ids.clone()
-    changed[0, :8] = ids[0, :8].flip(0)
-    model.eval()
-    first, second = (
-        model(input_ids=one, position_ids=positions, use_cache=False).logits[0, 8:].float() for one in (ids, changed)
-    )
-    leak = ((first - second).norm() / first.norm()).item()
-    if not leak < 1e-3:
-        raise ModelError(
-            f"trainer.packing: in {type(model).__name__} with {model.config._attn_implementation} attention, packed "
-            f"rows see each other (one changes the other's logits by {leak:.1%}). Set trainer.packing: false."
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
     """What a base model's config says, without its weights.

@@ -137,6 +137,23 @@ class Run(Section):
     early_stopping: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
 
 
+class Speed(Section):
+    """What makes a step fast; none of it changes what is learned, but for rounding."""
+
+    padding_free: bool = Field(
+        True, description="Rows of a micro-batch lie one behind the other, each seeing itself alone; false: padded."
+    )
+    shared_prompts: bool = Field(
+        True, description="What rows of a micro-batch begin with in common is computed once (with padding_free)."
+    )
+    chunked_loss: bool = Field(
+        True, description="Loss of trained tokens alone, its gradient computed with it; false: trl's."
+    )
+    fused_lora: bool = Field(
+        True, description="Linear layers, gated MLPs and norms as one step each; false: peft's and transformers'."
+    )
+
+
 def _known_kinds(value: Any) -> Any:
     names = set(limits.Limits.__dataclass_fields__)
     for kind, bounds in value.items() if isinstance(value, dict) else ():
@@ -163,6 +180,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     data: Data
     run: Run = Run()
+    speed: Speed = Speed()
     proof: Proof = Proof()
     output_dir: Name = Field(description="A folder such as adapters/my-run.")
     seed: int = Field(42, ge=0, lt=2**32)

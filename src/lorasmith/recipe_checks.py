@@ -27,6 +27,7 @@ OWNED = {
     "completion_only_loss": "Set data.train_on.",
     "dataset_text_field": "Name the column `text`.",
     "dataset_kwargs": "Rows are prepared by Lorasmith.",
+    "padding_free": "Set speed.padding_free.",
     "dataset_num_proc": "Rows are prepared by Lorasmith.",
     "truncation_mode": "Set data.on_too_long.",
     "push_to_hub": "Nothing is uploaded while training; upload the adapter's folder without private/ afterwards.",

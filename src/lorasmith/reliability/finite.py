@@ -52,13 +52,13 @@ class FiniteGuard(TrainerCallback):
         bad: list[str] = []
         module = ""
         for inputs, count in trainer.done:
-            for row in _rows(inputs):
+            for row in self._rows(inputs):
                 name = self._first_offender(row, count)
                 if name:
                     bad.append(self._place(row))
                     module = module or name
         if not bad:
-            bad = [self._place(row) for inputs, _ in trainer.done for row in _rows(inputs)]
+            bad = [self._place(row) for inputs, _ in trainer.done for row in self._rows(inputs)]
             weights = model.named_parameters()
             module = next(
                 (n for n, w in weights if w.grad is not None and not torch.isfinite(w.grad).all()), "the loss"
@@ -105,6 +105,14 @@ class FiniteGuard(TrainerCallback):
                 return str(one.place)
         return "unknown"
 
+    def _rows(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """A micro-batch row by row, each as a batch of its own."""
+        flat: list[dict[str, Any]] | None = self.trainer.batch_rows(inputs)
+        if flat is not None:
+            return flat
+        tensors = {name: inputs[name] for name in ("input_ids", "labels", "attention_mask") if name in inputs}
+        return [{name: value[i : i + 1] for name, value in tensors.items()} for i in range(len(inputs["input_ids"]))]
+
     def _save(self) -> None:
         if is_first_process():
             tensors = {
@@ -115,18 +123,3 @@ class FiniteGuard(TrainerCallback):
             }
             (self.folder / "private").mkdir(parents=True, exist_ok=True)
             save_file(tensors, self.folder / "private" / BATCH_FILE)
-
-
-def _rows(inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """A micro-batch row by row; packed rows lie one behind the other, each with positions that begin at 0."""
-    tensors = {
-        name: inputs[name] for name in ("input_ids", "labels", "attention_mask", "position_ids") if name in inputs
-    }
-    ids = inputs["input_ids"]
-    if "position_ids" not in inputs or len(ids) > 1:
-        return [{name: value[i : i + 1] for name, value in tensors.items()} for i in range(len(ids))]
-    starts = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
-    ends = [*starts[1:], ids.shape[1]]
-    return [
-        {name: value[:, start:end] for name, value in tensors.items()} for start, end in zip(starts, ends, strict=True)
-    ]

@@ -34,6 +34,19 @@ def is_full_disk(error: BaseException) -> bool:
     return writing or any(text in str(error) for text in texts)
 
 
+def _rows_in(inputs: dict[str, Any]) -> int:
+    """Rows of a micro-batch, padded or flat."""
+    flat = inputs.get("cu_seq_lens_q")
+    return len(inputs["input_ids"]) if flat is None else len(flat) - 1
+
+
+def _halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """A padded micro-batch as two."""
+    middle = len(inputs["input_ids"]) // 2
+    parts = (slice(0, middle), slice(middle, None))
+    return [{key: value[part] if torch.is_tensor(value) else value for key, value in inputs.items()} for part in parts]
+
+
 def guarded(trainer: type[Any]) -> type[Any]:
     """The trainer class with four methods guarded; transformers has no callback around any of them.
 
@@ -55,7 +68,7 @@ def guarded(trainer: type[Any]) -> type[Any]:
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             self.done = [*getattr(self, "done", []), (dict(inputs), num_items_in_batch)]
-            rows = inputs["input_ids"].shape[0]
+            rows = _rows_in(inputs)
             if self.too_large is not None and rows > 1 and inputs["input_ids"].numel() >= self.too_large:
                 return self._in_halves(model)
             try:
@@ -70,10 +83,10 @@ def guarded(trainer: type[Any]) -> type[Any]:
 
         def _again(self, model: Any) -> Any:
             """The update's micro-batches so far, again, the last in halves; what gradients hold by now is unknown."""
-            rows, length = self.done[-1][0]["input_ids"].shape
+            rows, tokens = _rows_in(self.done[-1][0]), self.done[-1][0]["input_ids"].numel()
             if self.too_large is None:
-                say(f"out of memory at {rows} rows of {length} tokens: from here on such batches are done in halves")
-            self.too_large = rows * length
+                say(f"out of memory at {rows} rows of {tokens} tokens: from here on such batches are done in halves")
+            self.too_large = tokens
             model.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -87,12 +100,8 @@ def guarded(trainer: type[Any]) -> type[Any]:
         def _in_halves(self, model: Any) -> Any:
             """The last micro-batch as two; the loss is a sum over the update's tokens, so nothing else changes."""
             *self.done, (inputs, count) = self.done
-            rows = inputs["input_ids"].shape[0]
-            losses = []
-            for part in (slice(0, rows // 2), slice(rows // 2, rows)):
-                half = {key: value[part] if torch.is_tensor(value) else value for key, value in inputs.items()}
-                losses.append(self.training_step(model, half, count))
-            return sum(losses)
+            halves = self.batch_halves(inputs) or _halves(inputs)
+            return sum(self.training_step(model, half, count) for half in halves)
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)

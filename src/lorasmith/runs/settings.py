@@ -85,9 +85,8 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
         every = trainer.get("eval_steps")
         if every and trainer.get("save_steps", every) % every == 0:
             owned["save_steps"] = every
-    if not trainer.get("packing"):
-        # Rows arrive tokenized, labelled and cut to length; trl's preparation would only walk them again.
-        arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    # Rows arrive tokenized, labelled, cut to length and packed; trl's preparation would only walk them again.
+    owned |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "eval_packing": False}
     return arguments | trainer | owned
 
 

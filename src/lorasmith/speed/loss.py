@@ -1,0 +1,101 @@
+"""The loss over supervised tokens alone, its gradient computed in the forward pass, some rows of logits at a time.
+
+The output layer is frozen, so the gradient of the hidden states is all that backward needs: it is known as soon as the
+logits of a token are, and no (tokens x vocabulary) matrix is kept. trl 1.16 projects a second time in backward, and on
+a CPU it also projects the tokens that are not trained (trl.kernels.chunked_logprob).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of logits in float32
+IGNORED = -100
+
+
+class SummedLoss(torch.autograd.Function):
+    """Sum of the negative log-likelihoods of targets under softmax(scale * (hidden W' + b)), and how many are the top.
+
+    Raises no error for zero tokens: the sum is then zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes: hidden (tokens, width), weight (vocabulary, width), bias (vocabulary,), targets (tokens,)."""
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * weight.shape[0]))
+        rows = -(-len(hidden) // -(-len(hidden) // rows)) if len(hidden) else rows  # chunks of like size
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            target = targets[part].unsqueeze(1)
+            logits = hidden[part] @ weight.T
+            if bias is not None:
+                logits += bias
+            narrow = logits.dtype != torch.float32
+            scores = logits.float() if narrow else logits
+            if scale != 1:
+                scores.mul_(scale)
+            top = scores.amax(1, keepdim=True)
+            chosen = scores.gather(1, target)
+            correct += (chosen >= top).sum()
+            exponents = scores.sub_(top).exp_()
+            sums = exponents.sum(1, keepdim=True)
+            total += (sums.log() + top - chosen).sum()
+            if gradient is not None:
+                # Softmax minus the target's one; the division by the sum waits for the narrow product.
+                if narrow:
+                    exponents.div_(sums).scatter_add_(1, target, exponents.new_full((len(target), 1), -1.0))
+                    gradient[part] = (exponents.to(weight.dtype) @ weight).mul_(scale)
+                else:
+                    exponents.scatter_add_(1, target, -sums)
+                    gradient[part] = (exponents @ weight).mul_(scale / sums)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer.to(gradient.dtype), None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The loss of a micro-batch.
+
+    Attributes:
+        total: Sum over trained tokens, differentiable.
+        tokens: How many were trained.
+        correct: Of how many the model's first choice was right.
+    """
+
+    total: Tensor
+    tokens: Tensor
+    correct: Tensor
+
+
+def supervised_loss(hidden: Tensor, labels: Tensor, head: Any, scale: float) -> Scored:
+    """The loss of predicting each next token.
+
+    Args:
+        hidden: The last norm's output, (rows, tokens, width).
+        labels: (rows, tokens), IGNORED where nothing is trained.
+        head: The output layer, frozen.
+        scale: What the logits are multiplied with.
+    """
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    supervised = targets != IGNORED
+    weight: Tensor = head.weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if getattr(head, "bias", None) is None else head.bias.to(hidden.dtype)
+        total, correct = SummedLoss.apply(hidden[supervised], weight.to(hidden.dtype), bias, targets[supervised], scale)
+    return Scored(total, supervised.sum(), correct)
