@@ -45,7 +45,7 @@ class Cell:
     length: int = 512
     micro_batch: int = 1
     accumulation: int = 1
-    checkpointing: bool = False
+    checkpointing: bool | int = False
     optim: str = "adamw_torch_fused"
     dtype: str = "float32"
     method: str = "lora"
@@ -54,13 +54,15 @@ class Cell:
     padded: bool = False
     evaluate: int = 0  # tokens of the evaluation rows
     offload: bool = False
+    levers: bool = True  # of the recipe's `speed:`
 
     @property
     def label(self) -> str:
         """What differs from a plain cell, in short."""
         parts = [self.model, self.quantization, self.dtype, f"{self.micro_batch} x {self.length}"]
         parts += [f"accumulate {self.accumulation}"] * (self.accumulation > 1)
-        parts += ["checkpointing"] * self.checkpointing + ["offload"] * self.offload
+        parts += [f"checkpointing {int(self.checkpointing)}"] * bool(self.checkpointing) + ["offload"] * self.offload
+        parts += ["levers off"] * (not self.levers)
         parts += [self.optim] * (self.optim != "adamw_torch_fused") + [self.method] * (self.method != "lora")
         parts += [f"rank {self.rank}"] * (self.rank != 16) + [f"dropout {self.dropout:g}"] * (self.dropout > 0)
         return ", ".join(parts + ["padded"] * self.padded + [f"evaluated on {self.evaluate}"] * bool(self.evaluate))
@@ -70,6 +72,10 @@ def cpu_cells() -> list[Cell]:
     """Small models over everything the plan counts on a CPU."""
     base = Cell("llama")
     cells = [Cell(model, length=length) for model in SMALL for length in (256, 1024)]
+    cells += [Cell(model, length=1024, levers=False) for model in SMALL]
+    cells += [replace(base, levers=False, quantization=kind, length=512) for kind in ("nf4", "int8")]
+    cells += [replace(base, levers=False, micro_batch=4, padded=True), replace(base, checkpointing=2, micro_batch=4)]
+    cells += [replace(base, checkpointing=3, length=1024), Cell("qwen3", "nf4", 512, 4, checkpointing=4)]
     cells += [replace(base, quantization=kind, length=length) for kind in ("nf4", "int8") for length in (512, 2048)]
     cells += [Cell(model, "nf4", 512, 2) for model in ("qwen3", "gemma3", "llama-wide")]
     cells += [
@@ -135,6 +141,7 @@ def measure(cell: Cell, device: str, cap: float = 1.0) -> dict[str, Any]:
     from lorasmith.recipe import Recipe
     from lorasmith.runs import settings
     from lorasmith.runs.watch import Watch
+    from lorasmith.speed.recompute import RecomputeOneIn
 
     gc.collect()
     if device == "cuda":
@@ -155,7 +162,8 @@ def measure(cell: Cell, device: str, cap: float = 1.0) -> dict[str, Any]:
         base = {"name": str(folder / "model"), "revision": None, "folder": str(folder / "model")}
         rows = type("Rows", (), {"train": train, "eval": evaluation})
         watch = Watch(folder / "out", machine)
-        adapted, trainer = script().make_trainer(recipe, trained, base, model, tokenizer, [], rows, [watch])
+        every = [RecomputeOneIn(cell.checkpointing)] * (cell.checkpointing > 1)
+        adapted, trainer = script().make_trainer(recipe, trained, base, model, tokenizer, [], rows, [*every, watch])
         del model
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -271,6 +279,8 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
+    from lorasmith.recipe import Speed
+
     rows = cell.micro_batch * cell.accumulation
     trainer = {
         "max_length": cell.length,
@@ -286,13 +296,14 @@ def recipe_of(cell: Cell, folder: Path) -> dict[str, Any]:
         "data": {"train": "made up"} | ({"eval_fraction": 0.5} if cell.evaluate else {}),
         "run": {"effective_batch": rows, "micro_batch": cell.micro_batch,
                 "gradient_checkpointing": "offload" if cell.offload else cell.checkpointing},
+        "speed": {} if cell.levers else dict.fromkeys(Speed.model_fields, False),
         "output_dir": str(folder / "out"),
         "trainer": trainer,
     }  # fmt: skip
 
 
 def rows_of(cell: Cell, steps: int) -> tuple[list[Any], list[Any]]:
-    """Random rows of the cell's length; padded cells mix in rows of half of it."""
+    """Random rows of the cell's length; padded cells have one such row and others of half of it."""
     import numpy as np
 
     from lorasmith.data.render import TokenRow
@@ -304,7 +315,7 @@ def rows_of(cell: Cell, steps: int) -> tuple[list[Any], list[Any]]:
         return TokenRow(place=name, input_ids=ids, labels=ids.copy())
 
     count = steps * cell.micro_batch * cell.accumulation
-    sizes = [cell.length // 2 if cell.padded and i % cell.micro_batch else cell.length for i in range(count)]
+    sizes = [cell.length // 2 if cell.padded and i else cell.length for i in range(count)]
     evaluation = [row(f"evaluation:{i}", cell.evaluate) for i in range(cell.micro_batch * bool(cell.evaluate))]
     return [row(f"made:{i}", size) for i, size in enumerate(sizes)], evaluation
 

@@ -63,7 +63,9 @@ def cell(path: Path, gib: int) -> str:
     if not plan.fits:
         way = f"; {plan.proposals[0].text()}" if plan.proposals else ""
         return f"needs {plan.needed / GIB:.1f}{way}"
-    kind = {"none": "", "all": ", checkpointing", "offload": ", offload"}[plan.setting.checkpointing]
+    how = plan.setting.checkpointing
+    kinds = {"none": "", "all": ", checkpointing", "offload": ", offload"}
+    kind = kinds.get(how, f", checkpointing of {how.replace('every', 'one in')}")
     return f"{plan.needed / GIB:.1f} GiB: {plan.setting.micro_batch} rows{kind}"
 
 

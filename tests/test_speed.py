@@ -110,7 +110,9 @@ def test_each_lever_and_all_together_give_the_losses_and_gradients_of_none(kind,
         collate = levers.make_batches(model, recipe)
         assert (collate is not None) == recipe.speed.padding_free
         said = levers.fuse(model, recipe)
+        mlps = 0 if kind == "gpt2" else 2
         assert bool(said) == recipe.speed.fused_lora
+        assert not said or f" {mlps} gated MLPs" in said[0]
         batch = collate(rows) if collate else padded(rows)
         if speed == ALL:
             assert len(batch[ROWS]) == len(rows) + 1  # what three begin with lies there once

@@ -127,8 +127,10 @@ class Run(Section):
     micro_batch: Auto = Field(
         "auto", description="Rows per forward pass on one device; auto: the fastest that the plan says fits."
     )
-    gradient_checkpointing: Literal["auto", "offload"] | bool = Field(
-        "auto", description="Recompute activations for memory; offload: keep even the rest in the computer's memory."
+    gradient_checkpointing: Literal["auto", "offload", 2, 3, 4] | bool = Field(
+        "auto",
+        description="Recompute activations for memory: of all blocks, or of one in 2, 3 or 4; offload: keep even the "
+        "rest in the computer's memory; auto: as little as fits.",
     )
     max_minutes: float | None = Field(None, gt=0, description="Stop then, with a checkpoint that the run goes on from.")
     save_minutes: float | None = Field(10, gt=0, description="Write a checkpoint when the last one is this old.")

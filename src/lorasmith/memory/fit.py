@@ -12,7 +12,9 @@ from lorasmith.memory.speed import Rate, tokens_per_second
 
 LARGEST_MICRO_BATCH = 64  # rows that a search tries
 CUTS = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)  # tokens that max_length may be lowered to
-CHECKPOINTING: dict[bool | str, str] = {False: "none", True: "all", "offload": "offload"}  # recipe to setting
+# Words of the recipe to those of a setting, the plainest first: N is one block in N.
+CHECKPOINTING: dict[bool | int | str, str] = {False: "none", 4: "every 4", 3: "every 3", 2: "every 2", True: "all"}
+CHECKPOINTING["offload"] = "offload"
 IN_RECIPE = {setting: word for word, setting in CHECKPOINTING.items()}
 PLAINEST = tuple(IN_RECIPE)
 TRAINS_ANOTHER = frozenset({"model.quantization", "adapter.rank", "trainer.max_length"})
@@ -134,7 +136,7 @@ def largest(fits: Callable[[int], bool], highest: int) -> int:
 def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any], Setting]]:
     """Every combination of changes with its overrides, those with fewer changes first."""
     smaller = [size for size in reversed(micro_batches(work.rows_per_update)) if size < setting.micro_batch]
-    lighter = {"none": ["all", "offload"], "all": ["offload"], "offload": []}[setting.checkpointing]
+    lighter = list(PLAINEST[PLAINEST.index(setting.checkpointing) + 1 :])
     if setting.device == "cpu":
         lighter = [one for one in lighter if one != "offload"]
     bits = {"none": ["int8", "nf4"], "int8": ["nf4"]}.get(setting.quantization, [])

@@ -10,6 +10,7 @@ from lorasmith.memory.shapes import Linear, Shape
 
 GIB = 1 << 30
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768  # tile of trl's chunked loss (trl.kernels.chunked_logprob)
+LOGIT_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of the rows of logits that speed.chunked_loss makes at a time
 CUDA_CONTEXT = GIB // 2  # CUDA's own memory and cuBLAS workspaces, outside of torch's allocator; typical, unmeasured
 FRAGMENTATION = 0.03  # of the dynamic memory, lost between blocks of torch's CUDA allocator; assumed until measured
 # Bytes of optimizer state for each trainable parameter. 8-bit states carry a float32 scale per 256.
@@ -43,8 +44,12 @@ class Setting:
         eval_longest: Tokens of the longest evaluation row, 0 without.
         eval_batch: Rows of an evaluation batch; 0: as many as of a training one.
         padded: Whether rows of one batch differ in length, so that attention needs a mask.
-        packed: Whether rows share a sequence, as trl packs them.
-        checkpointing: none, all, or offload (layer inputs in the computer's memory).
+        packed: Whether rows share a sequence, as trainer.packing has them.
+        flat: Whether rows of a micro-batch lie one behind the other, with attention that needs no mask.
+        lengths: Of the longest rows, longest first, which make the largest flat micro-batch.
+        fused: Whether linear layers, MLPs and norms are one step each (speed.fused_lora).
+        chunked_loss: Whether the loss is speed.chunked_loss, else trl's.
+        checkpointing: none, all, offload (layer inputs in the computer's memory), or every N (of the blocks, one in N).
         processes: Over which gradients are averaged.
     """
 
@@ -66,6 +71,10 @@ class Setting:
     eval_batch: int = 0
     padded: bool = False
     packed: bool = False
+    flat: bool = False
+    lengths: tuple[int, ...] = ()
+    fused: bool = False
+    chunked_loss: bool = False
     checkpointing: str = "none"
     attention: str = "sdpa"
     device: str = "cuda"
@@ -75,6 +84,20 @@ class Setting:
     def itemsize(self) -> int:
         """Bytes of a number in the arithmetic's dtype."""
         return 4 if self.dtype == "float32" else 2
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the largest micro-batch."""
+        if not self.flat or self.packed or not self.lengths:
+            return self.micro_batch * self.longest
+        return sum(min(length, self.longest) for length in self.lengths[: self.micro_batch])
+
+    def recomputed(self, layers: int) -> int:
+        """Blocks whose activations are computed again."""
+        if self.checkpointing == "none":
+            return 0
+        every = int(self.checkpointing.removeprefix("every ")) if self.checkpointing.startswith("every") else 1
+        return -(-layers // every)
 
     def adapter_weights(self, shape: Shape) -> int:
         """Entries of the adapter's matrices."""
@@ -126,18 +149,17 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     gradients = 4 * trained
     if s.processes > 1:
         gradients *= 2  # DDP's buckets
-    tokens = s.micro_batch * s.longest
-    shifted = s.micro_batch * max(1, s.longest - 1)  # the last token of a row predicts nothing
-    scored = min(shifted, s.micro_batch * s.supervised) if s.device == "cuda" else shifted
+    tokens = s.tokens
+    shifted = max(1, tokens - s.micro_batch)  # the last token of a row predicts nothing
+    scored = min(shifted, s.micro_batch * s.supervised) if s.chunked_loss or s.device == "cuda" else shifted
     kept = kept_bytes(shape, s) * tokens + mask_bytes(shape, s)
     if s.experts:  # peft adds the adapter to a copy of the experts' weights
         kept += 3 * shape.experts * shape.expert_intermediate * shape.hidden * s.itemsize
     inputs = tokens * shape.hidden * s.itemsize
-    if s.checkpointing == "none":
-        held, again = shape.layers * kept, 0
-    else:
-        held, again = (2 if s.checkpointing == "offload" else shape.layers) * inputs, kept
-    casts = 2 * trained if s.itemsize == 2 else 0  # autocast's copies of the adapter
+    recomputed = s.recomputed(shape.layers)
+    held = (2 if s.checkpointing == "offload" else recomputed) * inputs + (shape.layers - recomputed) * kept
+    again = kept if recomputed == shape.layers else 0  # else the last block is kept, and gone before another is redone
+    casts = 2 * trained if s.itemsize == 2 and not s.fused else 0  # autocast's copies of the adapter
     held += head_bytes(shape, s, tokens)
     fixed = {"base": base, "adapter": adapter}
     moments = {"loaded": dict(fixed)}
@@ -198,31 +220,41 @@ def kept_bytes(shape: Shape, s: Setting) -> int:
     """Bytes that autograd keeps for backward of one block, for each token."""
     e, wide = s.itemsize, shape.heads * shape.head_dim
     narrow = shape.kv_heads * shape.head_dim
-    size = shape.kept_norms * (shape.hidden * (e if shape.plain_norms else 4) + 4)
-    size += shape.head_norms * (4 * shape.head_dim + 4)
+    norm = e if shape.plain_norms or s.fused else 4
+    size = shape.kept_norms * (shape.hidden * norm + 4)
+    size += shape.head_norms * ((norm if s.fused else 4) * shape.head_dim + 4)
     inner = shape.inner
+    fused_mlp = s.fused and shape.gated and not shape.experts and fuses_mlp(shape, s)
     widths = {"block": shape.hidden, "attention": wide, "mlp": shape.hidden, "product": inner}
     # peft casts a layer's input to the adapter's float32 and autocast casts it back, so each layer keeps a copy of its
     # own; its 4-bit layers leave that out when autocast is on, which they ask of CUDA alone.
-    cast = e == 2 and (s.quantization in ("none", "int8") or s.device == "cpu")
+    cast = not s.fused and e == 2 and (s.quantization in ("none", "int8") or s.device == "cpu")
     for reads, width in widths.items():
         adapted = [one for one in s.targets if one.reads == reads]
         # bitsandbytes' 8-bit layers keep their input besides.
-        plain = s.quantization == "int8" and any(one.reads == reads for one in shape.linears)
-        if reads != "attention":  # whose output attention keeps already
+        plain = not s.fused and s.quantization == "int8" and any(one.reads == reads for one in shape.linears)
+        joined = reads == "attention" and s.flat and s.tokens > s.longest  # rows' outputs, laid together anew
+        if (reads != "attention" or joined) and not (reads == "product" and fused_mlp):
             size += width * e * (plain or (bool(adapted) and not cast and not s.dropout))
         size += sum(s.rank * e + (s.dora * one.outputs * 2 * e) for one in adapted)
         size += width * e * len(adapted) * cast
         if s.dropout:
             size += len(adapted) * width * (e + (e if s.device == "cpu" else 1))
-    keys = wide if s.padded or s.packed or s.attention == "eager" else narrow
+    keys = wide if not s.flat and (s.padded or s.packed or s.attention == "eager") else narrow
     size += e * (wide + 2 * keys + wide) + 4 * shape.heads
     size += e * (2 * wide + keys) * shape.sliced
     if shape.experts:
         size += e * (shape.active_experts * 2 * shape.hidden + shape.hidden)
-    size += inner * e * ((4 if s.experts else 3) if shape.experts else 3 if shape.gated else shape.activation_kept)
+    gated = 2 if fused_mlp else 3
+    size += inner * e * ((4 if s.experts else 3) if shape.experts else gated if shape.gated else shape.activation_kept)
     size += shape.dropped_hidden * shape.hidden * (e if s.device == "cpu" else 1)
     return size
+
+
+def fuses_mlp(shape: Shape, s: Setting) -> bool:
+    """Whether all three layers of a gated MLP carry the adapter, so that speed.fused_lora makes one step of it."""
+    leaves = {one.leaf for one in shape.linears if one.reads in ("mlp", "product")}
+    return leaves == {"gate_proj", "up_proj", "down_proj"} <= {one.leaf for one in s.targets}
 
 
 def mask_bytes(shape: Shape, s: Setting) -> int:
@@ -234,6 +266,8 @@ def mask_bytes(shape: Shape, s: Setting) -> int:
     if shape.dropped_attention and s.device == "cpu":
         # torch has no kernel here that drops: it keeps softmax, mask and what is left, and scaled queries and keys.
         return 4 * (3 * square * shape.heads + 2 * s.micro_batch * s.longest * shape.heads * shape.head_dim)
+    if s.flat:
+        return 0
     windowed = shape.window is not None and s.longest > shape.window
     # torch turns a mask into one of numbers, in every block (aten's convert_boolean_attn_mask).
     return square * s.itemsize if s.padded or s.packed or windowed else 0
@@ -245,7 +279,12 @@ def head_bytes(shape: Shape, s: Setting, tokens: int) -> int:
 
 
 def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> int:
-    """trl's chunked loss: a tile of logits, on a CPU with its float32 temporaries, and the hidden states' gradient."""
+    """The loss: some rows of logits and the hidden states' gradient; trl's: a tile of them with its temporaries."""
+    if s.chunked_loss and not shape.capped:
+        chunks = -(-scored * 4 * shape.vocab // LOGIT_BYTES[s.device])
+        rows = min(scored, -(-scored // max(1, chunks)))
+        logits = rows * shape.vocab * (4 if s.itemsize == 4 else 8)  # in 16 bit before, in float32, in 16 bit behind
+        return logits + scored * shape.hidden * s.itemsize * (2 if backward else 1) + rows * shape.hidden * s.itemsize
     rows, words = min(scored, LOSS_TOKENS), min(shape.vocab, LOSS_WORDS)
     tile = rows * LOSS_WORDS * s.itemsize
     states = scored * shape.hidden * (4 + (s.itemsize if s.micro_batch > 1 else 0)) if backward else 0

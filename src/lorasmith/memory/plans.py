@@ -20,6 +20,8 @@ from lorasmith.recipe import LORA_METHODS, Recipe
 KEPT_SPEEDS = 200  # of runs of different kinds
 SAMPLE = 512  # rows whose lengths stand for all in a plan's arithmetic
 EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
+LONGEST_ROWS = fit.LARGEST_MICRO_BATCH  # whose lengths a plan knows one by one
+PROMPT_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt")  # rows need padding
 EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 
 
@@ -135,8 +137,10 @@ class Plan:
 
     def batch_line(self) -> str:
         """The settings chosen, with the reason."""
-        kind = {"none": "no checkpointing", "all": "checkpointing", "offload": "checkpointing with offload"}
-        return f"  micro-batch {self.setting.micro_batch}, {kind[self.setting.checkpointing]}: {self.why}"
+        kinds = {"none": "no checkpointing", "all": "checkpointing", "offload": "checkpointing with offload"}
+        how = self.setting.checkpointing
+        kind = kinds.get(how, f"checkpointing of {how.replace('every ', 'one block in ')}")
+        return f"  micro-batch {self.setting.micro_batch}, {kind}: {self.why}"
 
     def time_line(self) -> str:
         """How long it takes."""
@@ -187,8 +191,8 @@ def make_plan(recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, proces
     work = Workload(shape, _sample(rows.lengths), per_process, machine.rate)
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
     sizes = fit.micro_batches(per_process) if wanted == "auto" else [wanted]
-    allowed = ["none", "all", "offload"] if machine.device == "cuda" else ["none", "all"]
-    kinds = allowed if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
+    allowed = fit.PLAINEST if machine.device == "cuda" else [kind for kind in fit.PLAINEST if kind != "offload"]
+    kinds = list(allowed) if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
     room = machine.budget - machine.base
     found = fit.fastest(work, setting, room, sizes, kinds)
     if found is None:
@@ -268,6 +272,8 @@ def setting_of(
     per_process = max(1, recipe.run.effective_batch // processes)
     micro = per_process if recipe.run.micro_batch == "auto" else int(recipe.run.micro_batch)
     dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
+    flat = recipe.speed.padding_free and attention == "sdpa" and method not in PROMPT_METHODS
     setting = Setting(
         quantization=recipe.model.quantization,
         dtype=dtype,
@@ -285,10 +291,14 @@ def setting_of(
         optimizer=optimizer,
         eval_longest=rows.eval_longest,
         eval_batch=int(trainer.get("per_device_eval_batch_size", 0)),
-        padded=not packing and len(set(rows.lengths)) > 1,
+        padded=not flat and not packing and len(set(rows.lengths)) > 1,
         packed=packing,
+        flat=flat,
+        lengths=tuple(sorted(rows.lengths, reverse=True)[:LONGEST_ROWS]),
+        fused=recipe.speed.fused_lora and method in LORA_METHODS and method != "dora" and adapter.dropout == 0,
+        chunked_loss=recipe.speed.chunked_loss and not whole,
         checkpointing=fit.CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
-        attention=shape.attention if recipe.model.attention == "auto" else recipe.model.attention,
+        attention=attention,
         device=device,
         processes=processes,
     )

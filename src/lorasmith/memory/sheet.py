@@ -51,7 +51,7 @@ def limits(plan: Plan) -> list[str]:
     """The longest row, the largest micro-batch and the largest model of the family on this machine."""
     room = plan.machine.budget - plan.machine.base
     shape, setting = plan.shape, plan.setting
-    recompute = "all" if setting.checkpointing == "none" else setting.checkpointing
+    recompute = "offload" if setting.checkpointing == "offload" else "all"
     frugal = replace(setting, checkpointing=recompute)
 
     def fits_row(tokens: int) -> bool:

@@ -111,18 +111,19 @@ def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervis
         supervised: Share of the positions that go through the output layer.
     """
     linear = 2.0 * shape.used_weights
-    head = 2.0 * shape.vocab * shape.hidden * (supervised if setting.device == "cuda" else 1.0)
+    only_trained = setting.chunked_loss or setting.device == "cuda"
+    head = 2.0 * shape.vocab * shape.hidden * (supervised if only_trained else 1.0)
     attention = 2.0 * mean_length * shape.layers * shape.heads * shape.head_dim
     adapter = 2.0 * setting.adapter_weights(shape)
     forward = linear + attention + adapter
     # trl's loss projects once forward and twice backward; frozen weights need no gradient of their own.
-    total = forward + linear + 2 * attention + 2 * adapter + 3 * head
-    return total + (forward if setting.checkpointing != "none" else 0.0)
+    total = forward + linear + 2 * attention + 2 * adapter + (2 if setting.chunked_loss else 3) * head
+    return total + forward * setting.recomputed(shape.layers) / shape.layers
 
 
 def micro_batch_seconds(shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float) -> float:
     """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, and the blocks' overhead."""
-    passes = 2 if setting.checkpointing == "none" else 3
+    passes = 2 + setting.recomputed(shape.layers) / shape.layers
     seconds = tokens * flops_per_token(shape, setting, mean_length) / rate.flops
     if setting.quantization in ("nf4", "fp4"):
         seconds += passes * DEQUANTIZED_BYTES * shape.layers * shape.block_weights / rate.bytes
@@ -148,7 +149,8 @@ def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effect
         window = sorted(lengths[start : start + effective], reverse=True)
         for first in range(0, len(window), setting.micro_batch):
             batch = window[first : first + setting.micro_batch]
-            seconds += micro_batch_seconds(shape, setting, batch[0] * len(batch), rate, mean)
+            padded = sum(batch) if setting.flat else batch[0] * len(batch)
+            seconds += micro_batch_seconds(shape, setting, padded, rate, mean)
             tokens += sum(batch)
     return tokens / seconds
 

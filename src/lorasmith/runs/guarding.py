@@ -18,6 +18,7 @@ from lorasmith.reliability.watchdog import Watchdog
 from lorasmith.runs.ending import record_end
 from lorasmith.runs.planning import smallest_change
 from lorasmith.runs.watch import Watch
+from lorasmith.speed.recompute import RecomputeOneIn
 
 LEAST_ROOM = 64 << 20  # bytes of disk below which a run without checkpoints yet is stopped
 
@@ -61,4 +62,6 @@ def guards(
     rehearsal = Rehearsal(lambda: smallest_change(plan))
     finite = FiniteGuard(rows.train, folder)
     dog = Watchdog(folder, 60 * recipe.run.hang_minutes, record_end)
-    return Guards(watch, stop, [rehearsal, watch, finite, stop, dog])
+    recompute = recipe.run.gradient_checkpointing
+    sparing = [RecomputeOneIn(recompute)] if isinstance(recompute, int) and recompute > 1 else []
+    return Guards(watch, stop, [*sparing, rehearsal, watch, finite, stop, dog])

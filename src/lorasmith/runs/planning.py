@@ -85,7 +85,7 @@ def machine_of(device: Hardware) -> Machine:
     return Machine("cuda", device.name, device.count, budget, speed.card_rate(device.memory_gib, device.name))
 
 
-def _settled(recipe: Recipe, micro_batch: int, recompute: bool | str) -> Recipe:
+def _settled(recipe: Recipe, micro_batch: int, recompute: bool | int | str) -> Recipe:
     run = recipe.run.model_copy(update={"micro_batch": micro_batch, "gradient_checkpointing": recompute})
     return recipe.model_copy(update={"run": run})
 

@@ -51,8 +51,9 @@ def attend(
         keys, values = key[:, :, own], value[:, :, own]
         if span.shared:
             keys, values = (torch.cat((all_[:, :, before], all_[:, :, own]), 2) for all_ in (key, value))
-        parts.append(_one(query[:, :, own], keys, values, span.shared, scaling, dropout, sliding_window))
-    return torch.cat(parts, 2).transpose(1, 2), None
+        part = _one(query[:, :, own], keys, values, span.shared, scaling, dropout, sliding_window)
+        parts.append(part.transpose(1, 2))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0], None
 
 
 def _one(
@@ -92,7 +93,7 @@ def _has_varlen(device: torch.device) -> bool:
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any], scaling: float | None, window: int | None
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # grouped queries are an option of the kernel from torch 2.12 on only
@@ -100,9 +101,9 @@ def _varlen(
     flat: Any = [one[0].transpose(0, 1).contiguous() for one in (query, key, value)]
     ends, longest = given["cu_seq_lens_q"], given["max_length_q"]
     left = -1 if window is None else window - 1
-    found: Any = varlen_attn(*flat, ends, ends, longest, longest, scale=scaling, window_size=(left, 0))
-    out: Tensor = found[None]
-    return out
+    kernel: Any = varlen.varlen_attn
+    found: Tensor = kernel(*flat, ends, ends, longest, longest, scale=scaling, window_size=(left, 0))
+    return found[None]
 
 
 def use_row_attention(model: PreTrainedModel) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.activations import GELUTanh
 
 from lorasmith.speed.lora import ADAPTER, Frozen, arithmetic, can_fuse, is_trained, lora_gradients
 
@@ -20,7 +19,7 @@ def _silu(gate: Tensor) -> Tensor:
 
 
 def _silu_gradient(gradient: Tensor, gate: Tensor) -> Tensor:
-    return torch.ops.aten.silu_backward(gradient, gate)
+    return torch.ops.aten.silu_backward.grad_input(gradient, gate, grad_input=gradient)
 
 
 def _gelu(gate: Tensor) -> Tensor:
@@ -28,10 +27,15 @@ def _gelu(gate: Tensor) -> Tensor:
 
 
 def _gelu_gradient(gradient: Tensor, gate: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(gradient, gate, approximate="tanh")
+    return torch.ops.aten.gelu_backward.grad_input(gradient, gate, approximate="tanh", grad_input=gradient)
 
 
-ACTIVATIONS = {torch.nn.SiLU: (_silu, _silu_gradient), GELUTanh: (_gelu, _gelu_gradient)}
+# By the name of transformers' module, which has changed its class between versions; `_is_plain` tries each.
+ACTIVATIONS = {
+    "SiLU": (_silu, _silu_gradient),
+    "SiLUActivation": (_silu, _silu_gradient),
+    "GELUTanh": (_gelu, _gelu_gradient),
+}
 
 
 class GatedMlp(torch.autograd.Function):
@@ -60,7 +64,7 @@ class GatedMlp(torch.autograd.Function):
         inner = ctx.bases[2].transposed_product(gradient)
         inner.addmm_(down[2], adapters[4].to(inner.dtype))
         up_gradient = activated.mul_(inner)
-        gate_gradient = ctx.activation[1](inner.mul_(up), gate)
+        gate_gradient = ctx.activation[1](inner.mul_(up), gate)  # in place, as wide tensors are what memory goes to
         del activated, inner
         ups = lora_gradients(up_gradient, flat, up_narrow, adapters[3], ctx.scalings[1])
         gates = lora_gradients(gate_gradient, flat, gate_narrow, adapters[1], ctx.scalings[0])
@@ -98,7 +102,7 @@ def _can_fuse(module: torch.nn.Module) -> bool:
     layers = [getattr(module, name, None) for name in LAYERS]
     if not all(isinstance(layer, torch.nn.Module) and can_fuse(layer) for layer in layers):
         return False
-    return type(getattr(module, "act_fn", None)) in ACTIVATIONS and _is_plain(module)
+    return _name(module) in ACTIVATIONS and _is_plain(module)
 
 
 @torch.no_grad()
@@ -110,9 +114,13 @@ def _is_plain(module: Any) -> bool:
     dtype = base[0].weight.dtype if base[0].weight.dtype.is_floating_point and not _packed(base[0]) else weight.dtype
     x = torch.linspace(-1, 1, 2 * hidden, device=weight.device).view(2, hidden).to(dtype)
     layers = [getattr(module, name) for name in LAYERS]
-    expected = layers[2](ACTIVATIONS[type(module.act_fn)][0](layers[0](x)) * layers[1](x))
+    expected = layers[2](ACTIVATIONS[_name(module)][0](layers[0](x)) * layers[1](x))
     found = type(module).forward(module, x)
     return bool(torch.allclose(expected, found, rtol=1e-3, atol=1e-5))
+
+
+def _name(module: Any) -> str:
+    return type(getattr(module, "act_fn", None)).__name__
 
 
 def _packed(layer: Any) -> bool:
@@ -131,5 +139,5 @@ def _forward(mlp: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     bases = tuple(Frozen(layer.get_base_layer()) for layer in layers)
     scalings = tuple(layer.scaling[ADAPTER] for layer in layers)
     with torch.autocast(x.device.type, enabled=False):
-        found: Tensor = GatedMlp.apply(ready, bases, scalings, ACTIVATIONS[type(mlp.act_fn)], *adapters)
+        found: Tensor = GatedMlp.apply(ready, bases, scalings, ACTIVATIONS[_name(mlp)], *adapters)
     return found
