@@ -139,6 +139,8 @@ def make_trainer(
     flat = levers.make_batches(model, recipe)
     for line in levers.fuse(model, recipe):
         say(line)
+    for line in levers.reuse(model, recipe, [len(row.input_ids) for row in rows.train], flat is not None):
+        say(line)
     levers.compute_natively(config, model)
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):

@@ -151,6 +151,10 @@ class Speed(Section):
     chunked_loss: bool = Field(
         True, description="Loss of trained tokens alone, its gradient computed with it; false: trl's."
     )
+    frozen_cache: bool = Field(
+        True,
+        description="Where lower blocks carry no adapter and rows come again, keep what those blocks give for them.",
+    )
     fused_lora: bool = Field(
         True, description="Linear layers, gated MLPs and norms as one step each; false: peft's and transformers'."
     )
