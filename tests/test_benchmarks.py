@@ -12,17 +12,14 @@ inputs = load_benchmark("speed_inputs")
 @pytest.mark.parametrize("shape", inputs.SHAPES)
 def test_a_steps_operations_are_those_of_the_models_own_layers(shape):
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     facts = inputs.SHAPES[shape]["config"]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**facts))
-        frozen = sum(
-            m.weight.numel() for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) if "lm_head" not in n
-        )
-        head = model.lm_head.weight.numel()
-        adapter, _ = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear")).get_nb_trainable_parameters()
+    linears = [m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    frozen, head = sum(weight.numel() for weight in linears), model.lm_head.weight.numel()
+    adapter = 16 * sum(sum(weight.shape) for weight in linears)
     seen, supervised = 300.0, 0.75
     attention = facts["num_hidden_layers"] * facts["hidden_size"]
     by_hand = 4 * frozen + 4 * supervised * head + 6 * adapter + 6 * seen * attention
@@ -57,6 +54,46 @@ def test_a_prompt_ends_where_every_tokenizer_cuts():
     for row in rows[:50]:
         apart = [tokenizer(row[key])["input_ids"] for key in ("prompt", "completion")]
         assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == apart[0] + apart[1]
+
+
+def test_the_speed_part_of_the_gpu_check_trains_every_contender_on_toys(tmp_path):
+    gpu = load_benchmark("speed_gpu")
+    found = gpu.run("cpu", 60, tmp_path / "found.json")
+    assert {one["contender"] for one in found} >= {gpu.OURS, gpu.TRL}
+    assert len(found) == 2 + len(gpu.levers())
+    assert {one["result"] for one in found} == {"trained"}
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert gpu.run("cpu", -1)[0]["result"] == "not measured: the time was over"
+    assert gpu.table(found).count("\n") == 1 + len(found)
+    assert gpu.table(None) == "not measured"
+
+
+def test_the_gpu_check_asks_for_speed_on_the_shapes_and_lengths_of_its_table():
+    gpu = load_benchmark("speed_gpu")
+    asked = {(cell.model, cell.quantization, cell.length) for cell, name in gpu.cells("cuda") if name == gpu.TRL}
+    wanted = {(m, q, n) for m in (gpu.LLAMA_1B, gpu.LLAMA_8B) for q in ("none", "nf4") for n in (2048, 8192)}
+    assert asked == wanted
+    labels = [(cell.label, name) for cell, name in gpu.cells("cuda")]
+    assert len(labels) == len(set(labels))
+
+
+def test_a_part_of_the_gpu_check_that_fails_costs_no_other(capsys):
+    check = load_benchmark("gpu_check")
+    failed = {}
+    assert check.guarded(failed, "speed", lambda: 1 / 0) is None
+    assert check.guarded(failed, "grid", lambda: 3) == 3
+    report = {"machine": {"gpu": "a card", "memory_gib": 80.0}, "failed": failed, "tests": None, "capped": None}
+    shown = check.table(report | {"speed": None, "grid": None})
+    assert "speed failed: ZeroDivisionError: division by zero" in shown
+    assert "Memory grid: not measured" in shown
+
+
+@pytest.mark.slow
+def test_the_gpu_check_collects_what_its_speed_part_found():
+    import time
+
+    found = load_benchmark("gpu_check").speed(time.perf_counter(), "cpu")
+    assert {one["result"] for one in found} == {"trained"}
 
 
 @pytest.mark.slow
