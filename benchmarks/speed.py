@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,10 +48,10 @@ TRL_TUNINGS: dict[str, dict[str, Any]] = {
     "micro-batch 1: no padding": {"micro": 1},
     "micro-batch 2": {"micro": 2},
     "rows of like length together": {"train_sampling_strategy": "group_by_length"},
+    "rows of like length together, micro-batch 4": {"train_sampling_strategy": "group_by_length", "micro": 4},
     "packed (bfd), one pack a micro-batch": {"packing": "true", "micro": 1},
     "attention in plain torch": {"attn_implementation": "eager"},
     "torch.compile": {"torch_compile": "true"},
-    "checkpointing": {"gradient_checkpointing": "true"},
 }
 FACTORY_START = {"dtype": "float32", "disable_gradient_checkpointing": True}
 FACTORY_TUNINGS: dict[str, dict[str, Any]] = {
@@ -59,8 +60,8 @@ FACTORY_TUNINGS: dict[str, dict[str, Any]] = {
     "micro-batch 1: no padding": {"micro": 1},
     "micro-batch 2": {"micro": 2},
     "rows of like length together": {"train_sampling_strategy": "group_by_length"},
+    "rows of like length together, micro-batch 4": {"train_sampling_strategy": "group_by_length", "micro": 4},
     "attention in plain torch": {"flash_attn": "disabled"},
-    "checkpointing": {"disable_gradient_checkpointing": False},
 }
 PATIENCE = 1.3  # a probe is ended, and lost, when it takes so many times the wall time of the best one
 HOPELESS = 2.5  # a contender whose first run takes so many times our wall time is not repeated
@@ -92,6 +93,7 @@ class Contender:
 
 def main() -> None:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(ROOT)
     path = arguments.out / "speed.json"
     report = json.loads(path.read_text()) if path.exists() else {"shapes": {}}
@@ -121,7 +123,7 @@ def compare(shape: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     """All contenders on one shape."""
     facts = SHAPES[shape]
     updates = arguments.steps or facts["updates"]
-    factory = None if OURS in arguments.only or "trl" in arguments.only else arguments.llamafactory
+    factory = arguments.llamafactory if arguments.only in FACTORY + FACTORY_BEST else None
     bench = Bench(shape, folder, facts["batch"], facts["micro"], factory)
     made = ask("make", folder, shape, arguments.rows, updates)
     digests = {tool: ask("ids", tool, folder) for tool in ("lorasmith", "trl")}
@@ -308,8 +310,8 @@ def measured(command: list[str], bench: Bench, limit: float | None = None) -> di
             output.append(line)
             if re.search(r"'loss'|^step \d+/\d+ ", line):
                 updates.append((now, line))
-    except subprocess.TimeoutExpired:
-        process.kill()
+    except BaseException:  # its time is over, or ours: nothing is left running, a compiler's helpers neither
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
     _, status, usage = os.wait4(process.pid, 0)
@@ -431,9 +433,11 @@ def table(one: dict[str, Any]) -> str:
         "| | tokens/s | of the matmul rate | first update | command to adapter | CPU time | peak memory | held-out loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    most = max(found["runs"] for found in one["median"].values())
     for name, found in one["median"].items():
+        once = f" ({found['runs']} of {most} runs)" if found["runs"] < most else ""
         rows.append(
-            f"| {name} | {found['tokens_per_second']:,.0f} | {found['share_of_matmul']:.0%} | "
+            f"| {name}{once} | {found['tokens_per_second']:,.0f} | {found['share_of_matmul']:.0%} | "
             f"{found['first_step_seconds']:.1f} s | {found['wall_seconds']:.1f} s | {found['cpu_seconds']:.0f} s | "
             f"{found['peak_gib']:.2f} GiB | {one['held_out_loss'][name]:.4f} |"
         )
@@ -450,9 +454,13 @@ def against(one: dict[str, Any]) -> str:
         for name, other in one["median"].items()
         if name != OURS
     ]
-    kept = ", ".join(name for name, run in one["tried"].get("trl", {}).get("tried", {}).items() if run.get("kept"))
-    tuned = f" By hand trl got float32, no checkpointing{', ' + kept if kept else ''}." if one["tried"] else ""
-    return f"The speed is {', '.join(ratios)}." + tuned
+    words = f"The speed is {', '.join(ratios)}."
+    if one["tried"].get("trl", {}).get("tried"):
+        best, tried = one["tried"]["trl"]["best"], one["tried"]["trl"]["tried"]
+        kept = [name for name, run in tried.items() if run.get("kept") and "weights" not in name]
+        words += f" By hand trl got {', '.join([best['dtype'] + ' weights without autocast or checkpointing', *kept])};"
+        words += f" tried were {', '.join(name for name in tried if name != 'start')}."
+    return words
 
 
 def memory_words(one: dict[str, Any]) -> list[str]:
@@ -502,18 +510,25 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def absolute(path: str) -> Path:
+    """Not resolved: an environment's Python is a link, and works as one only."""
+    return Path(path).absolute()
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, help="updates of a run; by default the shape's own number")
     parser.add_argument(
-        "--rows", type=Path, default=ROOT.parent / "shared/data", help="folder of alpaca's and gsm8k's rows"
+        "--rows", type=absolute, default=ROOT.parent / "shared/data", help="folder of alpaca's and gsm8k's rows"
     )
     parser.add_argument("--only", default="", help="only contenders whose name contains this; nothing is written")
-    parser.add_argument("--llamafactory", type=Path, metavar="PYTHON", help="the Python of LLaMA-Factory's environment")
+    parser.add_argument(
+        "--llamafactory", type=absolute, metavar="PYTHON", help="the Python of LLaMA-Factory's environment"
+    )
     parser.add_argument("--quick", action="store_true", help="no probes and no memory cells: to try the program")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where speed.json goes")
+    parser.add_argument("--out", type=absolute, default=Path(__file__).parent, help="where speed.json goes")
     parser.add_argument("--no-write", dest="write", action="store_false", help="print only")
     return parser.parse_args()
 
