@@ -123,7 +123,7 @@ def compare(shape: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     """All contenders on one shape."""
     facts = SHAPES[shape]
     updates = arguments.steps or facts["updates"]
-    factory = arguments.llamafactory if arguments.only in FACTORY + FACTORY_BEST else None
+    factory = arguments.llamafactory if re.search(arguments.only, f"{FACTORY}\n{FACTORY_BEST}") else None
     bench = Bench(shape, folder, facts["batch"], facts["micro"], factory)
     made = ask("make", folder, shape, arguments.rows, updates)
     digests = {tool: ask("ids", tool, folder) for tool in ("lorasmith", "trl")}
@@ -165,7 +165,7 @@ def line_up(bench: Bench, arguments: argparse.Namespace, tried: dict[str, Any]) 
         OURS: Contender(lambda rows: ours(bench, rows)),
         TRL: Contender(lambda rows: trls(bench, rows, start)),
     }
-    if not arguments.only or arguments.only in BEST:
+    if re.search(arguments.only, BEST):
         tried["trl"] = tune(bench, trls, start | TRL_START, {} if arguments.quick else TRL_TUNINGS)
         contenders[BEST] = Contender(
             lambda rows: trls(bench, rows, tried["trl"]["best"]), reorders=reorders(tried["trl"]["best"])
@@ -177,7 +177,7 @@ def line_up(bench: Bench, arguments: argparse.Namespace, tried: dict[str, Any]) 
         )
         found = tried["LLaMA-Factory"]["best"]
         contenders[FACTORY_BEST] = Contender(lambda rows: factories(bench, rows, found), reorders=reorders(found))
-    return {name: one for name, one in contenders.items() if arguments.only in name}
+    return {name: one for name, one in contenders.items() if re.search(arguments.only, name)}
 
 
 def reorders(settings: dict[str, Any]) -> bool:
@@ -523,7 +523,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=absolute, default=ROOT.parent / "shared/data", help="folder of alpaca's and gsm8k's rows"
     )
-    parser.add_argument("--only", default="", help="only contenders whose name contains this; nothing is written")
+    parser.add_argument("--only", default="", help="only contenders whose name matches this; nothing is written")
     parser.add_argument(
         "--llamafactory", type=absolute, metavar="PYTHON", help="the Python of LLaMA-Factory's environment"
     )

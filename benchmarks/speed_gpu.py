@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -95,21 +96,33 @@ def measure(cell: Cell, contender: str, device: str) -> dict[str, Any]:
     free_memory(device)
     rows = rows_of(cell)
     with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if contender.startswith(OURS):
-            return ours(cell, contender, rows, Path(name), device)
+            return ours(cell, contender, rows, folder, device)
         if contender == UNSLOTH:
-            return unsloth(cell, rows, Path(name), device)
-        failed: Exception | None = None
+            return unsloth(cell, rows, folder, device)
+        failed = ""
         for settings in TRL_SETTINGS:
             try:
-                return trls(cell, rows, Path(name), device, settings | {"use_liger_kernel": contender == LIGER})
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                return trls(cell, rows, folder, device, settings | {"use_liger_kernel": contender == LIGER})
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; kept whole it would hold the tensors
                 if "out of memory" not in str(error):
                     raise
-                failed = RuntimeError(str(error))  # the other's traceback holds the tensors
+                failed = str(error)
             free_memory(device)
-        assert failed
-        raise failed
+        raise RuntimeError(failed)
+
+
+def measure_apart(cell: Cell, contender: str, device: str) -> dict[str, Any]:
+    """What `measure` finds in a process of its own: Liger and Unsloth change the libraries under the others."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "found.json"
+        command = [sys.executable, __file__, "--alone", contender, "--cell", cell.label, "--device", device]
+        free_memory(device)
+        done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=150)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        return json.loads(path.read_text())
 
 
 def ours(cell: Cell, contender: str, rows: list[Any], folder: Path, device: str) -> dict[str, Any]:
@@ -142,8 +155,9 @@ def ours(cell: Cell, contender: str, rows: list[Any], folder: Path, device: str)
     trained = settings.make_config(SFTConfig, recipe, hardware.find_hardware(use_cpu=device == "cpu"))
     base = {"name": str(folder / "model"), "revision": None, "folder": str(folder / "model")}
     sets = type("Sets", (), {"train": rows, "eval": []})
+    model = memory_grid.make_model(twin, recipe, folder / "model", device)
+    free_memory(device)
     with capped(cell, device):
-        model = memory_grid.make_model(twin, recipe, folder / "model", device)
         clock = make_clock(device)
         _, trainer = memory_grid.script().make_trainer(recipe, trained, base, model, tokenizer, [], sets, [clock])
         del model
@@ -181,8 +195,9 @@ def trls(cell: Cell, rows: list[Any], folder: Path, device: str, settings: dict[
     recipe = Recipe.model_validate(memory_grid.recipe_of(grid_cell(cell), folder))
     if flash:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": "flash_attention_2"})})
+    model = memory_grid.make_model(grid_cell(cell), recipe, folder / "model", device)
+    free_memory(device)
     with capped(cell, device):
-        model = memory_grid.make_model(grid_cell(cell), recipe, folder / "model", device)
         clock = make_clock(device)
         trainer = SFTTrainer(
             model, config, train_dataset=as_dataset(rows), peft_config=lora(), callbacks=[clock],
@@ -195,45 +210,32 @@ def trls(cell: Cell, rows: list[Any], folder: Path, device: str, settings: dict[
 
 
 def unsloth(cell: Cell, rows: list[Any], folder: Path, device: str) -> dict[str, Any]:
-    """Unsloth's own path, in a process of its own, since importing it changes the other libraries."""
-    import subprocess
-
-    path = folder / "found.json"
-    command = [sys.executable, __file__, "--unsloth", cell.label, "--out", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return json.loads(path.read_text())
-
-
-def unsloth_alone(cell: Cell, device: str) -> dict[str, Any]:
-    """In a process whose first import is Unsloth."""
-    from unsloth import FastLanguageModel  # noqa: I001
+    """Unsloth's own way, as far as its README tells it, in a process that imported it first."""
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
 
     from lorasmith.data.prepare import as_dataset
+    from lorasmith.recipe import Recipe
 
-    rows = rows_of(cell)
-    with tempfile.TemporaryDirectory() as name, capped(cell, device):
-        folder = Path(name)
-        config_of(cell, folder)
-        plain = replace(grid_cell(cell), quantization="none")
-        recipe = type("Named", (), {"model": type("Attention", (), {"attention": "sdpa"})})
-        memory_grid.make_model(plain, recipe, folder / "model", device).save_pretrained(folder / "model")
-        AutoTokenizer.from_pretrained(memory_grid.ROOT / "quickstart/base").save_pretrained(folder / "model")
-        free_memory(device)
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            str(folder / "model"), max_seq_length=cell.length, load_in_4bit=cell.quantization == "nf4"
-        )
-        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, lora_dropout=0, target_modules=names)
-        clock = make_clock(device)
-        config = SFTConfig(
-            str(folder / "out"), max_steps=WARM_UP + TIMED, learning_rate=2e-4, lr_scheduler_type="constant",
-            per_device_train_batch_size=cell.batch, logging_steps=1, save_strategy="no", report_to="none", bf16=True,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        )  # fmt: skip
+    config_of(cell, folder)
+    plain = replace(grid_cell(cell), quantization="none")
+    recipe = Recipe.model_validate(memory_grid.recipe_of(plain, folder))
+    memory_grid.make_model(plain, recipe, folder / "model", device).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(memory_grid.ROOT / "quickstart/base").save_pretrained(folder / "model")
+    free_memory(device)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(folder / "model"), max_seq_length=cell.length, load_in_4bit=cell.quantization == "nf4"
+    )
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, lora_dropout=0, target_modules=names)
+    clock = make_clock(device)
+    config = SFTConfig(
+        str(folder / "out"), max_steps=WARM_UP + TIMED, learning_rate=2e-4, lr_scheduler_type="constant",
+        per_device_train_batch_size=cell.batch, logging_steps=1, save_strategy="no", report_to="none", bf16=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    with capped(cell, device):
         trainer = SFTTrainer(
             model, config, train_dataset=as_dataset(rows), processing_class=tokenizer, callbacks=[clock]
         )
@@ -358,7 +360,8 @@ def run(device: str, seconds: float, path: Path | None = None) -> list[dict[str,
             found.append(one | {"result": "not measured: the time was over"})
             continue
         try:
-            one |= measure(cell, contender, device) | {"result": "trained"}
+            how = measure_apart if contender in (LIGER, UNSLOTH) else measure
+            one |= how(cell, contender, device) | {"result": "trained"}
         except Exception as error:  # one contender must not cost the others, and an out-of-memory is a finding
             one["result"] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         print(json.dumps(one), flush=True)
@@ -385,13 +388,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=170, help="no new cell is begun after this long")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "speed_gpu.json")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
-    parser.add_argument("--unsloth", metavar="CELL", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", metavar="CONTENDER", help=argparse.SUPPRESS)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.chdir(memory_grid.ROOT)
-    if arguments.unsloth:
-        cell = next(cell for cell, _ in cells(arguments.device) if cell.label == arguments.unsloth)
-        arguments.out.write_text(json.dumps(unsloth_alone(cell, arguments.device)))
+    if arguments.alone:
+        if arguments.alone == UNSLOTH:
+            importlib.import_module("unsloth")  # before the libraries that it changes
+        cell = next(cell for cell, _ in cells(arguments.device) if cell.label == arguments.cell)
+        arguments.out.write_text(json.dumps(measure(cell, arguments.alone, arguments.device)))
         return
     from lorasmith.runs.ending import quiet
 

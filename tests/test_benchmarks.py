@@ -94,6 +94,8 @@ def test_the_gpu_check_collects_what_its_speed_part_found():
 
     found = load_benchmark("gpu_check").speed(time.perf_counter(), "cpu")
     assert {one["result"] for one in found} == {"trained"}
+    gpu = load_benchmark("speed_gpu")
+    assert gpu.measure_apart(gpu.cells("cpu")[0][0], gpu.TRL, "cpu")["tokens_per_second"] > 0
 
 
 @pytest.mark.slow
