@@ -1,14 +1,12 @@
 """The plan: exact shapes, memory within 5 % of what is measured, ways that fit, and no torch."""
 
-import importlib.util
 import itertools
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, launch, load_benchmark
 
 from lorasmith.errors import FitError, ModelError
 from lorasmith.memory import facts, fit, machine
@@ -47,11 +45,7 @@ CONFIGS = {
 
 def grid():
     """benchmarks/memory_grid.py as a module."""
-    spec = importlib.util.spec_from_file_location("memory_grid", ROOT / "benchmarks/memory_grid.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["memory_grid"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("memory_grid")
 
 
 def a_setting(shape, **changes):
