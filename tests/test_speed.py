@@ -245,7 +245,7 @@ def test_what_frozen_blocks_give_is_computed_once_and_changes_nothing(kind, smal
     sizes = {"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4}
     folder, rows = small_model(kind, **KINDS[kind], **sizes), some_rows()
     expected = loss_and_gradients(
-        adapted(folder, "none", **UPPER[kind], layers_to_transform=[2, 3]), FlatCollator(True)(rows), True
+        adapted(folder, "none", **UPPER[kind], layers_to_transform=[2, 3]), padded(rows), True
     )
     model = adapted(folder, "none", **UPPER[kind], layers_to_transform=[2, 3])
     collate = levers.make_batches(model, recipe_with(padding_free=True, shared_prompts=True))

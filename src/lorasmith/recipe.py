@@ -158,6 +158,7 @@ class Speed(Section):
     fused_lora: bool = Field(
         True, description="Linear layers, gated MLPs and norms as one step each; false: peft's and transformers'."
     )
+    liger: bool = Field(True, description="On a GPU with liger-kernel installed: its norms and rotary embeddings.")
 
 
 def _known_kinds(value: Any) -> Any:
