@@ -76,7 +76,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan, terms, going_on
     )
     enter_run(output)
-    base_model = models.load_base_model(recipe.model, recipe.model.dtype, recipe.model.attention, machine.device)
+    base_model = models.load_base_model(
+        recipe.model, recipe.model.dtype, recipe.model.attention, machine.device, recipe.speed.weight_cache
+    )
     models.grow_embeddings(base_model, tokenizer)
     guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
     config.eval_on_start = config.eval_on_start and going_on.checkpoint is None

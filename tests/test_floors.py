@@ -22,6 +22,7 @@ FLOORS = {
     "recipe": 1,
     "memory": 1,
     "hardware": 2,
+    "quantized_cache": 2,
     "models": 3,
     "adapters": 3,
     "data": 3,

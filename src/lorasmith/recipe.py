@@ -137,6 +137,12 @@ class Run(Section):
     early_stopping: int | None = Field(None, ge=1, description="Stop after this many evaluations without progress.")
 
 
+class Speed(Section):
+    """What makes it fast without changing a result."""
+
+    weight_cache: bool = Field(True, description="Keep quantized weights in the user's cache for the next start.")
+
+
 def _known_kinds(value: Any) -> Any:
     names = set(limits.Limits.__dataclass_fields__)
     for kind, bounds in value.items() if isinstance(value, dict) else ():
@@ -163,6 +169,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     data: Data
     run: Run = Run()
+    speed: Speed = Speed()
     proof: Proof = Proof()
     output_dir: Name = Field(description="A folder such as adapters/my-run.")
     seed: int = Field(42, ge=0, lt=2**32)
