@@ -12,6 +12,7 @@ FLOORS = {
     "leaks": 0,
     "limits": 0,
     "listening": 0,
+    "started": 0,
     "hostile": 1,
     "offline": 1,
     "upstream": 1,

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -15,9 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import lorasmith
@@ -30,6 +29,7 @@ ROOM = 10 * 2**30  # bytes left free on the disk
 SHARD = "256MB"  # serialized at a time: no second copy of a large model in memory
 CHUNK = 16 * 2**20  # bytes; checksums are taken over these side by side
 ABANDONED = 24 * 3600  # seconds after which the half-written copy of a killed process is removed
+PACKAGES = ("torch", "transformers", "bitsandbytes")  # whose version may change a bit of the result
 RECORD = "record.json"
 
 
@@ -58,7 +58,7 @@ def copy_folder(
     texts = [path.read_text(encoding="utf-8") for path in (config, source / "generation_config.json") if path.is_file()]
     if "quantization_config" in texts[0]:
         return None  # is quantized as it stands
-    versions = [lorasmith.__version__, torch.__version__, transformers.__version__, bitsandbytes.__version__]
+    versions = [lorasmith.__version__] + [importlib.metadata.version(name) for name in PACKAGES]
     times = [(name, stat.st_mtime_ns) for name, stat in stats]  # the fingerprint is of samples alone
     facts = [fingerprint(), times, *texts, quantization, dtype, device, _arithmetic(device), versions]
     return cache_folder() / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

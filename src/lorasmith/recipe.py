@@ -220,8 +220,7 @@ def json_schema(method: str = "sft") -> dict[str, Any]:
 
 
 def _check_adapter(adapter: Adapter, places: Places) -> None:
-    methods = upstream.peft_methods()
-    if adapter.method not in LORA_METHODS and adapter.method not in methods:
+    if adapter.method not in LORA_METHODS and adapter.method not in (methods := upstream.peft_methods()):
         known = [*LORA_METHODS, *sorted(set(methods) - {"lora"})]
         place = place_of(places, ("adapter", "method"))
         close = difflib.get_close_matches(adapter.method, known, n=1)
