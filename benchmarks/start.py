@@ -46,6 +46,7 @@ def main() -> None:
     report = {
         "command": f"python benchmarks/start.py --gib {arguments.gib:g} --repeats {arguments.repeats}",
         "machine": f"{platform.machine()}, {os.cpu_count()} threads",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         "load_at_the_end": round(os.getloadavg()[0], 1),  # processes that wanted to run, the last of ours among them
         "median": {what: {key: middle(found, key) for key in found[0]} for what, found in runs.items()},
         "runs": runs,
@@ -137,17 +138,16 @@ def load(folder: str, quantization: str) -> None:
     from lorasmith.models import load_base_model
     from lorasmith.recipe import Model
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     model = load_base_model(Model(name=folder, quantization=quantization), "bfloat16", "sdpa", "cpu")
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     with torch.no_grad():
         model(torch.arange(8)[None])
     used = time.perf_counter() - start
     peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
     assert peak
-    print(
-        json.dumps({"seconds": round(seconds, 2), "used_s": round(used, 2), "peak_gib": round(int(peak[1]) / 2**20, 2)})
-    )
+    found = {"seconds": seconds, "load_cpu_s": cpu, "used_s": used, "peak_gib": int(peak[1]) / 2**20}
+    print(json.dumps({key: round(value, 2) for key, value in found.items()}))
 
 
 def rows(folder: Path, repeats: int) -> Times:
@@ -164,9 +164,9 @@ def rows(folder: Path, repeats: int) -> Times:
 
 def table(median: dict[str, dict[str, Any]]) -> str:
     """Markdown, as in docs/speed.md."""
-    lines = ["| | seconds | whole process | CPU time |", "|---|---|---|---|"]
+    lines = ["| | seconds | its CPU time | whole process | its CPU time |", "|---|---|---|---|---|"]
     for what, one in median.items():
-        shown = [one.get(key, "") for key in ("seconds", "process_s", "cpu_s")]
+        shown = [one.get(key, "") for key in ("seconds", "load_cpu_s", "process_s", "cpu_s")]
         lines.append(f"| {what} | {' | '.join(str(value) for value in shown)} |")
     return "\n".join(lines)
 
