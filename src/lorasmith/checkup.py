@@ -222,7 +222,7 @@ def caches() -> Iterator[Finding]:
 
     for name, path in (
         ("hub cache", Path(constants.HF_HUB_CACHE)),
-        ("cache of rows, weights and programs", user_cache()),
+        ("our cache", user_cache()),
     ):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
         yield Finding("good", name, f"{size / GIB:.2f} GiB in {path}")
