@@ -224,6 +224,13 @@ def test_a_flat_batch_gives_its_rows_back_and_can_be_halved():
     assert len(batches.halves(FlatCollator(True)(rows[:1]))) == 1
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_a_flat_batch_trains_what_its_rows_train_alone(share):
+    ids = [list(range(start, start + 9)) for start in (10, 30, 50)]
+    rows = [{"input_ids": one, "labels": one} for one in ids]  # all tokens trained, as in continued pretraining
+    assert int((FlatCollator(share)(rows)["labels"][:, 1:] != -100).sum()) == 3 * 8
+
+
 def test_nothing_that_is_trained_is_shared():
     ids = list(range(3, 40))
     rows = [{"input_ids": ids, "labels": [-100] * 20 + ids[20:]}, {"input_ids": ids, "labels": [-100] * 30 + ids[30:]}]
