@@ -321,6 +321,14 @@ def test_rows_that_see_each_other_are_noticed(kind, attention, small_model):
     assert apart or attention != NAME
 
 
+def test_attention_that_would_need_a_mask_of_all_rows_gets_padded_ones(small_model):
+    model = adapted(small_model("llama"), "none")
+    model.get_base_model().set_attn_implementation("eager")
+    assert levers.make_batches(model, recipe_with(padding_free=True)) is None
+    packing = recipe_with(padding_free=True).model_copy(update={"trainer": {"packing": True}})
+    assert levers.make_batches(model, packing) is not None
+
+
 def test_a_model_whose_rows_see_each_other_is_padded_or_refused(small_model, monkeypatch, capsys):
     from lorasmith.errors import ModelError
 

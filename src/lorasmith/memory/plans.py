@@ -274,7 +274,8 @@ def setting_of(
     micro = per_process if recipe.run.micro_batch == "auto" else int(recipe.run.micro_batch)
     dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
-    flat = recipe.speed.padding_free and attention == "sdpa" and method not in PROMPT_METHODS
+    apart = attention == "sdpa" or attention.startswith("flash_attention")
+    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
     keeps_states = below > 0 and flat and recipe.speed.frozen_cache and processes == 1
     setting = Setting(
         quantization=recipe.model.quantization,

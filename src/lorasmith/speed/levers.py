@@ -42,10 +42,13 @@ def make_batches(model: PeftModel, recipe: Recipe) -> FlatCollator | None:
             use_row_attention(base)
         except (ValueError, ImportError, AttributeError):
             base.set_attn_implementation(before)
+    apart = base.config._attn_implementation == NAME
+    if not (apart or packed or before.startswith("flash_attention")):
+        return None  # transformers would build a mask of all rows together, which costs more than padding
     leak = rows_differ(base)
-    if leak and base.config._attn_implementation == NAME:
+    if leak and apart:
         base.set_attn_implementation(before)
-        leak = rows_differ(base)
+        apart, leak = False, rows_differ(base) if packed else leak
     if leak and packed:
         raise ModelError(
             f"trainer.packing: in {type(base).__name__} with {before} attention, packed rows see each other ({leak}). "
@@ -56,7 +59,6 @@ def make_batches(model: PeftModel, recipe: Recipe) -> FlatCollator | None:
             f"batches: padded, since in {type(base).__name__} rows without padding between them see each other ({leak})"
         )
         return None
-    apart = base.config._attn_implementation == NAME
     return FlatCollator(share_prompts=apart and recipe.speed.shared_prompts)
 
 
