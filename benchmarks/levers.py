@@ -1,6 +1,8 @@
 """What each lever of `speed:` is worth: a training step with all of them, with each switched off, and with none.
 
-    python benchmarks/levers.py [--repeats 5] [--layers 12]      # writes benchmarks/levers.json; about 10 minutes
+    python benchmarks/levers.py [--repeats 5] [--layers 12]      # about 10 minutes
+
+Writes benchmarks/levers.json and the table in docs/speed.md.
 
 A random Llama of 100M parameters with a vocabulary of 16,384 in this machine's own dtype; micro-batches of four rows. The
 variants take turns within one process, so that a slow spell hits all, and each is told by its fastest step. Memory is
@@ -22,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+MARKS = ("<!-- levers -->", "<!-- /levers -->")
 ROWS, MICRO, COMMON = 16, 4, 256
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KEYS = ("padding_free", "chunked_loss", "fused_lora")
@@ -51,6 +54,8 @@ def main() -> None:
             print(table({case: report["cases"][case]}), flush=True)
     if arguments.write:
         (ROOT / "benchmarks/levers.json").write_text(json.dumps(report, indent=1) + "\n")
+        page = ROOT / "docs/speed.md"
+        page.write_text(with_table(page.read_text(), report))
 
 
 def make_model(folder: Path, layers: int) -> None:
@@ -156,6 +161,12 @@ def peak(step: Any) -> float:
         now += event.nbytes()
         most = max(most, now)
     return most / 2**30
+
+
+def with_table(page: str, report: dict[str, Any]) -> str:
+    """A page with the table between its marks."""
+    before, rest = page.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{table(report['cases'])}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
 def table(cases: dict[str, Any]) -> str:

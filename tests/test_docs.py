@@ -76,6 +76,12 @@ def test_the_speeds_in_the_readme_are_those_of_the_benchmarks():
     assert words in " ".join(README.split())
 
 
+def test_the_table_of_levers_is_that_of_its_measurements():
+    report = json.loads((ROOT / "benchmarks/levers.json").read_text())
+    page = (ROOT / "docs/speed.md").read_text()
+    assert load_benchmark("levers").with_table(page, report) == page, "run: python benchmarks/levers.py"
+
+
 def test_every_seeded_bug_still_has_its_place_and_its_tests():
     bugs = yaml.safe_load((ROOT / "benchmarks/scorecard/seeded_bugs.yaml").read_text())
     assert len(bugs) >= 40

@@ -250,7 +250,11 @@ UPPER = {
 @pytest.mark.parametrize("kind", UPPER)
 def test_what_frozen_blocks_give_is_computed_once_and_changes_nothing(kind, small_model):
     sizes = {"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4}
-    folder, rows = small_model(kind, **KINDS[kind], **sizes), some_rows()
+    folder = small_model(kind, **KINDS[kind], **sizes)
+    rows = [
+        *some_rows(),
+        {"input_ids": list(range(100, 117)), "labels": [-100, *range(101, 117)]},
+    ]  # as long as another
     expected = loss_and_gradients(
         adapted(folder, "none", **UPPER[kind], layers_to_transform=[2, 3]), padded(rows), True
     )
