@@ -301,7 +301,7 @@ def setting_of(
         frozen_below=below,
         states=round(rows.count * rows.mean * shape.hidden * (4 if dtype == "float32" else 2)) if keeps_states else 0,
         fused=recipe.speed.fused_lora and method in LORA_METHODS and method != "dora" and adapter.dropout == 0,
-        chunked_loss=recipe.speed.chunked_loss and not whole,
+        chunked_loss=recipe.speed.chunked_loss and not whole and not shape.experts,  # whose router has a loss too
         checkpointing=fit.CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
         attention=attention,
         device=device,

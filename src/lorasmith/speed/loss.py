@@ -56,6 +56,7 @@ class SummedLoss(torch.autograd.Function):
                 else:
                     exponents.scatter_add_(1, target, -sums)
                     gradient[part] = (exponents @ weight).mul_(scale / sums)
+            del logits, scores, exponents  # else two chunks would be held at once
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(correct)
         return total, correct
