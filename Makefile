@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 # A process for each core, one thread in each: files of tests side by side.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
-.PHONY: quickstart test test-full check reliability export-check gpu-check schema reference
+.PHONY: quickstart test test-full check reliability speed export-check gpu-check schema reference
 
 .venv: .venv/installed
 
@@ -30,6 +30,10 @@ check: .venv/installed
 
 reliability: .venv/installed
 	$(BIN)/python benchmarks/reliability.py
+
+# LLAMAFACTORY: the Python of an environment with llamafactory (benchmarks/speed.py says how to make one); left out without it.
+speed: .venv/installed
+	$(BIN)/python benchmarks/speed.py $(if $(LLAMAFACTORY),--llamafactory $(LLAMAFACTORY))
 
 # Exports that need more packages: their tests skip without them.
 export-check: .venv/installed

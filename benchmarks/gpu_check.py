@@ -2,16 +2,20 @@
 
     make gpu-check                      # python benchmarks/gpu_check.py [--out FOLDER]
 
-1. tests/gpu; 2. each shipped recipe with its plan's settings under a memory cap that stands for its card; 3. the memory
-grid. Without a GPU the table says "not measured" and the exit code is 0.
+1. tests/gpu; 2. each shipped recipe with its plan's settings under a memory cap that stands for its card; 3. the speed
+against trl (speed_gpu.py); 4. the memory grid. A part that fails is told and costs no other. Without a GPU the table says
+"not measured" and the exit code is 0.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,18 +35,40 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        report: dict[str, Any] = {"machine": None, "tests": None, "capped": capped_recipes(None), "grid": None}
+        report: dict[str, Any] = {
+            "machine": None,
+            "tests": None,
+            "capped": capped_recipes(None),
+            "speed": None,
+            "grid": None,
+        }
     else:
-        report = {"machine": machine(), "tests": tests()}
-        report["capped"] = capped_recipes(start)
-        report["grid"] = grid(start)
+        report = {"machine": machine(), "failed": {}}
+        parts = {
+            "tests": tests,
+            "capped": lambda: capped_recipes(start),
+            "speed": lambda: speed(start),
+            "grid": lambda: grid(start),
+        }
+        for name, part in parts.items():
+            report[name] = guarded(report["failed"], name, part)
     report["seconds"] = round(time.perf_counter() - start)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
     (arguments.out / "gpu_check.md").write_text(table(report))
     print(table(report))
     tests_failed = (report["tests"] or {}).get("failed", 0)
-    sys.exit(1 if tests_failed else 0)
+    sys.exit(1 if tests_failed or report.get("failed") else 0)
+
+
+def guarded(failed: dict[str, str], name: str, part: Callable[[], Any]) -> Any:
+    """What a part of the check finds, or None and its failure noted."""
+    try:
+        return part()
+    except Exception as error:  # one part must not cost the others
+        failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        print(f"{name}: {failed[name]}", flush=True)
+        return None
 
 
 def machine() -> dict[str, Any]:
@@ -62,7 +88,7 @@ def total_gib() -> float:
 def tests() -> dict[str, Any]:
     """tests/gpu in a process of its own."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()[-300:]
     print(done.stdout[-4000:], flush=True)
     return {"failed": done.returncode, "result": last}
@@ -93,7 +119,7 @@ def capped_recipes(start: float | None) -> list[dict[str, Any]]:
         )
         one: dict[str, Any] = {"recipe": path.stem, "card_gib": gib, "predicted_gib": round(plan.needed / GIB, 2)}
         one |= {"micro_batch": plan.setting.micro_batch, "checkpointing": plan.setting.checkpointing, "fits": plan.fits}
-        if start is not None and time.perf_counter() - start < BUDGET * 0.6:
+        if start is not None and time.perf_counter() - start < BUDGET * 0.5:
             import torch
 
             cap = (gib * GIB * 0.98 - CUDA_CONTEXT) / torch.cuda.get_device_properties(0).total_memory
@@ -118,6 +144,24 @@ def capped_recipes(start: float | None) -> list[dict[str, Any]]:
     return results
 
 
+def speed(start: float, device: str = "cuda") -> list[dict[str, Any]] | None:
+    """speed_gpu.py in a process of its own, with half of the time that is left; what it found if it was ended."""
+    seconds = (BUDGET - (time.perf_counter() - start)) / 2
+    if seconds < 30:
+        return None
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # what this process keeps, the other one lacks
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speed.json"
+        command = [sys.executable, "benchmarks/speed_gpu.py", "--seconds", f"{seconds:.0f}", "--out", str(path)]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run([*command, "--device", device], capture_output=True, text=True, timeout=seconds + 45)
+            print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
+        return json.loads(path.read_text()) if path.exists() else None
+
+
 def grid(start: float) -> dict[str, Any] | None:
     """The memory grid, for the minutes that are left."""
     left = (BUDGET - (time.perf_counter() - start)) / 60
@@ -132,19 +176,23 @@ def grid(start: float) -> dict[str, Any] | None:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
+    from speed_gpu import table as speed_table
+
     measured = report["machine"] is not None
     who = f"{report['machine']['gpu']}, {report['machine']['memory_gib']} GiB" if measured else "not measured"
     lines = ["# GPU check", "", f"Machine: {who}. Made by `make gpu-check`.", ""]
-    lines += [f"Tests: {report['tests']['result'] if measured else 'not measured'}", ""]
+    lines += [f"{name} failed: {why}" for name, why in report.get("failed", {}).items()]
+    lines += [f"Tests: {report['tests']['result'] if report['tests'] else 'not measured'}", ""]
     lines += ["Shipped recipes, two updates each, with the memory of the card they are named for:", ""]
     lines += ["| recipe | card | planned | measured | settings | result |", "|---|---|---|---|---|---|"]
-    for one in report["capped"]:
+    for one in report["capped"] or []:
         settings = f"micro-batch {one['micro_batch']}, checkpointing {one['checkpointing']}"
         found = f"{one['measured_gib']:.2f} GiB" if one.get("measured_gib") else "not measured"
         lines.append(
             f"| {one['recipe']} | {one['card_gib']} GiB | {one['predicted_gib']:.2f} GiB | {found} | {settings} | "
             f"{one.get('result', 'not measured')} |"
         )
+    lines += ["", "Speed against trl on random weights:", "", speed_table(report["speed"])]
     lines += ["", "Memory grid: " + (json.dumps(report["grid"]["summary"]) if report["grid"] else "not measured"), ""]
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from typing import Any
 from lorasmith.console import say
 from lorasmith.errors import LorasmithError
 from lorasmith.runs.ending import quiet, run_script
+from lorasmith.started import quick_imports
 
 BATCH = 16  # prompts of --input at a time
 
@@ -26,7 +27,8 @@ def main() -> None:
     if bool(arguments.input) != bool(arguments.output):
         raise LorasmithError("--input and --output go together: rows to answer, and where the answers go.")
     quiet(arguments.offline)
-    from lorasmith.runs.opening import open_model
+    with quick_imports():
+        from lorasmith.runs.opening import open_model
 
     opened = open_model(arguments.model, arguments.base, arguments.quantization, arguments.trust_remote_code)
     if arguments.input:

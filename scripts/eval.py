@@ -14,20 +14,22 @@ from typing import Any
 from lorasmith.console import say
 from lorasmith.errors import ModelError
 from lorasmith.runs.ending import quiet, run_script
+from lorasmith.started import quick_imports
 
 
 def main() -> None:
     arguments = parse_arguments()
     quiet(arguments.offline)
-    from peft import PeftModel
+    with quick_imports():
+        from peft import PeftModel
 
-    from lorasmith.data.audit import account_lines, fit_lengths
-    from lorasmith.data.formats import read_rows
-    from lorasmith.data.prepare import source_name
-    from lorasmith.data.render import answer_prompt, tokenize
-    from lorasmith.runs.folder import now, read_json
-    from lorasmith.runs.opening import open_model
-    from lorasmith.runs.report import add_evaluation
+        from lorasmith.data.audit import account_lines, fit_lengths
+        from lorasmith.data.formats import read_rows
+        from lorasmith.data.prepare import source_name
+        from lorasmith.data.render import answer_prompt, tokenize
+        from lorasmith.runs.folder import now, read_json
+        from lorasmith.runs.opening import open_model
+        from lorasmith.runs.report import add_evaluation
 
     columns = read_json(Path(arguments.adapter) / "run.json").get("recipe", {}).get("data", {}).get("columns")
     read = read_rows(arguments.data, arguments.subset, arguments.split, columns=columns)

@@ -12,6 +12,7 @@ from pathlib import Path
 from lorasmith.console import say
 from lorasmith.errors import LorasmithError, ModelError
 from lorasmith.runs.ending import quiet, run_script
+from lorasmith.started import quick_imports
 
 COMBINATIONS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd",
@@ -25,8 +26,9 @@ def main() -> None:
     if len(weights) != len(arguments.adapter):
         raise LorasmithError(f"--weights: {len(weights)} for {len(arguments.adapter)} adapters; give one for each.")
     quiet(arguments.offline)
-    from lorasmith.runs import merging, proving
-    from lorasmith.runs.merged_card import write_merged_card
+    with quick_imports():
+        from lorasmith.runs import merging, proving
+        from lorasmith.runs.merged_card import write_merged_card
 
     out = Path(arguments.out)
     trust = arguments.trust_remote_code

@@ -16,13 +16,15 @@ from pathlib import Path
 from lorasmith.console import complain, say
 from lorasmith.errors import DivergedError, LorasmithError
 from lorasmith.runs.ending import quiet, run_script
+from lorasmith.started import quick_imports
 
 
 def main() -> None:
     arguments = parse_arguments()
     quiet(arguments.offline)
-    from lorasmith.runs import merging, proving, quantizing
-    from lorasmith.runs.merged_card import write_merged_card
+    with quick_imports():
+        from lorasmith.runs import merging, proving, quantizing
+        from lorasmith.runs.merged_card import write_merged_card
 
     out, trust = Path(arguments.out), arguments.trust_remote_code
     source = merging.open_source([arguments.model], base=arguments.base, trust_remote_code=trust)

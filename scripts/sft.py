@@ -16,6 +16,7 @@ from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe, recipe_text
 from lorasmith.runs.ending import enter_run, quiet, run_script
+from lorasmith.started import quick_imports
 
 
 def main() -> None:
@@ -36,10 +37,11 @@ def main() -> None:
 
 def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
-    from lorasmith import adapters, hardware, models
-    from lorasmith.data.prepare import prepare, read_train_and_eval
-    from lorasmith.reliability import reopened, resume
-    from lorasmith.runs import folder, guarding, planning, report, settings
+    with quick_imports():
+        from lorasmith import adapters, hardware, models
+        from lorasmith.data.prepare import prepare, read_train_and_eval
+        from lorasmith.reliability import reopened, resume
+        from lorasmith.runs import folder, guarding, planning, report, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
@@ -76,7 +78,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan, terms, going_on
     )
     enter_run(output)
-    base_model = models.load_base_model(recipe.model, recipe.model.dtype, recipe.model.attention, machine.device)
+    base_model = models.load_base_model(
+        recipe.model, recipe.model.dtype, recipe.model.attention, machine.device, recipe.speed.weight_cache
+    )
     models.grow_embeddings(base_model, tokenizer)
     guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
     config.eval_on_start = config.eval_on_start and going_on.checkpoint is None
@@ -138,6 +142,8 @@ def make_trainer(
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
     flat = levers.make_batches(model, recipe)
     for line in levers.fuse(model, recipe):
+        say(line)
+    for line in levers.reuse(model, recipe, [len(row.input_ids) for row in rows.train], flat is not None):
         say(line)
     levers.compute_natively(config, model)
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []

@@ -57,6 +57,19 @@ def sft(*words: Any) -> Path:
     return Path(next(str(word).partition("=")[2] for word in words if str(word).startswith("output_dir=")))
 
 
+def load_benchmark(name: str) -> Any:
+    """A program of benchmarks/ as a module."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The log events of a run."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """What the documents say is what the programs do."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, load_benchmark
 
 from lorasmith.recipe import load_recipe
 
@@ -65,22 +66,20 @@ def test_the_first_screen_shows_how_to_start():
 
 
 def test_the_speeds_in_the_readme_are_those_of_the_benchmarks():
-    import importlib.util
-    import json
-
-    report = json.loads((ROOT / "benchmarks/sft_vs_trl.json").read_text())
-    spec = importlib.util.spec_from_file_location("sft_vs_trl", ROOT / "benchmarks/sft_vs_trl.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    assert benchmark.table(report) in README
-    ratios = report["ours_against"]
-    best = min(one["times_the_speed"] for one in ratios.values())
-    words = f"{ratios['trl, defaults']['times_the_speed']} times the speed of trl's defaults and {best} times"
-    assert words in " ".join(README.split())
+    speed = ROOT / "benchmarks/speed.json"
+    benchmark = load_benchmark("speed")
+    made = benchmark.region(json.loads(speed.read_text())) if speed.exists() else "Not measured yet."
+    assert benchmark.with_region(README, made) == README, "run: make speed"
     audit = json.loads((ROOT / "benchmarks/audit.json").read_text())
     assert audit["rows"] == 100_000
     words = f"in {audit['ours']['seconds']:.1f} s, against {audit['trl']['seconds']:.1f} s"
     assert words in " ".join(README.split())
+
+
+def test_the_table_of_levers_is_that_of_its_measurements():
+    report = json.loads((ROOT / "benchmarks/levers.json").read_text())
+    page = (ROOT / "docs/speed.md").read_text()
+    assert load_benchmark("levers").with_table(page, report) == page, "run: python benchmarks/levers.py"
 
 
 def test_every_seeded_bug_still_has_its_place_and_its_tests():

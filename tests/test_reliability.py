@@ -372,19 +372,32 @@ def test_the_longest_rows_are_rehearsed():
     assert [len(row["input_ids"]) for row in rehearsal._batch(rows, 2)] == [9, 7]
 
 
-def test_a_batch_that_is_out_of_memory_is_done_in_halves(tmp_path, monkeypatch, capsys):
-    from trl import SFTTrainer
+OFF = ["speed.padding_free=false", "speed.chunked_loss=false", "speed.fused_lora=false"]
 
-    words = [*SHORT, "trainer.max_steps=3", "model.dtype=float32", "adapter.dropout=0"]
+
+@pytest.mark.parametrize("levers", [[], OFF], ids=["flat", "padded"])
+def test_a_batch_that_is_out_of_memory_is_done_in_halves(tmp_path, monkeypatch, capsys, levers):
+    from trl.trainer import utils
+
+    from lorasmith.speed import trainer
+
+    words = [*SHORT, "trainer.max_steps=3", "model.dtype=float32", "adapter.dropout=0", *levers]
     expected = losses(sft(*words, f"output_dir={tmp_path}/one"))
-    whole = SFTTrainer.compute_loss
+    owner, name = (utils, "_ChunkedLogProbFunction") if levers else (trainer, "supervised_loss")
+    whole, seen = getattr(owner, name), []
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if len(inputs["input_ids"]) > 1 and self.state.global_step > 0 and model.training:
+    def too_large(hidden):
+        seen.append(hidden)
+        return hidden.requires_grad and hidden.numel() // hidden.shape[-1] > 150 and len(seen) > 2
+
+    def out_of_memory(hidden, *given):
+        if too_large(hidden):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return whole(self, model, inputs, *args, **kwargs)
+        return (whole.apply if levers else whole)(hidden, *given)
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(
+        owner, name, type("Function", (), {"apply": staticmethod(out_of_memory)}) if levers else out_of_memory
+    )
     found = losses(sft(*words, f"output_dir={tmp_path}/two"))
     assert found == pytest.approx(expected, abs=1e-5)
     assert capsys.readouterr().out.count("out of memory at 4 rows") == 1
@@ -430,9 +443,9 @@ def test_a_process_that_does_not_move_is_ended_with_its_stacks(tmp_path):
 
 def test_what_must_run_out_of_memory_does_so_before_the_first_step(tmp_path):
     code = (
-        "import sys, torch, runpy\nimport trl\n"
-        "def compute_loss(*a, **k): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')\n"
-        "trl.SFTTrainer.compute_loss = compute_loss\nsys.argv = ['scripts/sft.py', *sys.argv[1:]]\n"
+        "import sys, torch, runpy\nfrom lorasmith.speed import trainer\n"
+        "def loss(*a, **k): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')\n"
+        "trainer.supervised_loss = loss\nsys.argv = ['scripts/sft.py', *sys.argv[1:]]\n"
         "runpy.run_path('scripts/sft.py', run_name='__main__')"
     )
     done = launch("-c", code, *SHORT, f"output_dir={tmp_path}/run")

@@ -5,12 +5,14 @@ import random
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lorasmith import models
 from lorasmith.recipe import Model, Recipe
 from lorasmith.speed import batches, levers
 from lorasmith.speed.attention import NAME, use_row_attention
 from lorasmith.speed.batches import ROWS, TOKENS, FlatCollator
+from lorasmith.speed.frozen import reuse_frozen_blocks
 from lorasmith.speed.loss import supervised_loss
 from lorasmith.speed.packing import best_fit
 from lorasmith.speed.trainer import logit_scale
@@ -42,13 +44,14 @@ def recipe_with(**speed):
     )
 
 
-def adapted(folder, bits):
+def adapted(folder, bits, **options):
     """A base with an adapter that acts."""
     quantization, dtype = ("none", bits) if bits == "bfloat16" else (bits, "float32")
     section = Model.model_validate({"name": str(folder), "quantization": quantization})
     base = models.load_base_model(section, dtype, "sdpa", "cpu")
     torch.manual_seed(1)
-    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | options)
+    model = get_peft_model(base, config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
@@ -221,6 +224,13 @@ def test_a_flat_batch_gives_its_rows_back_and_can_be_halved():
     assert len(batches.halves(FlatCollator(True)(rows[:1]))) == 1
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_a_flat_batch_trains_what_its_rows_train_alone(share):
+    ids = [list(range(start, start + 9)) for start in (10, 30, 50)]
+    rows = [{"input_ids": one, "labels": one} for one in ids]  # all tokens trained, as in continued pretraining
+    assert int((FlatCollator(share)(rows)["labels"][:, 1:] != -100).sum()) == 3 * 8
+
+
 def test_nothing_that_is_trained_is_shared():
     ids = list(range(3, 40))
     rows = [{"input_ids": ids, "labels": [-100] * 20 + ids[20:]}, {"input_ids": ids, "labels": [-100] * 30 + ids[30:]}]
@@ -229,6 +239,53 @@ def test_nothing_that_is_trained_is_shared():
     assert int((batch["labels"] != -100).sum()) == 17 + 7
     all_trained = [{"input_ids": ids, "labels": ids}] * 2
     assert len(FlatCollator(True)(all_trained)[ROWS]) == 2
+
+
+UPPER = {
+    "llama": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
+    "gpt2": {"target_modules": ["c_attn", "c_fc", "c_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", UPPER)
+def test_what_frozen_blocks_give_is_computed_once_and_changes_nothing(kind, small_model):
+    sizes = {"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4}
+    folder = small_model(kind, **KINDS[kind], **sizes)
+    rows = [
+        *some_rows(),
+        {"input_ids": list(range(100, 117)), "labels": [-100, *range(101, 117)]},
+    ]  # as long as another
+    expected = loss_and_gradients(
+        adapted(folder, "none", **UPPER[kind], layers_to_transform=[2, 3]), padded(rows), True
+    )
+    model = adapted(folder, "none", **UPPER[kind], layers_to_transform=[2, 3])
+    collate = levers.make_batches(model, recipe_with(padding_free=True, shared_prompts=True))
+    kept, said = reuse_frozen_blocks(model, sum(len(row["input_ids"]) for row in rows), 1 << 30)
+    assert "the first 2 of 4 blocks carry no adapter" in said
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    ran = []
+    blocks[0].register_forward_hook(lambda *_: ran.append(1) if kept._given is None else None)
+    for batch in (rows[:3], rows[3:], rows):
+        found = loss_and_gradients(model, collate(batch), True)
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert (found[1] - expected[1]).norm() < 1e-4 * expected[1].norm()
+    assert len(ran) == len(rows)  # each row once, whatever batch it came in
+    with torch.no_grad():
+        ids = torch.tensor([rows[0]["input_ids"]])
+        assert model(ids).logits.shape[1] == ids.shape[1]  # evaluation goes its own way
+
+
+def test_frozen_blocks_are_kept_only_where_it_holds(small_model):
+    folder = small_model("llama")
+    assert reuse_frozen_blocks(adapted(folder, "none"), 100, 1 << 30) == (None, "")
+    upper = adapted(folder, "none", **UPPER["llama"], layers_to_transform=[1])
+    kept, said = reuse_frozen_blocks(upper, 1 << 20, 1000)
+    assert kept is None
+    assert "too large to be kept" in said
+    upper.get_base_model().model.embed_tokens.weight.requires_grad_(True)
+    assert reuse_frozen_blocks(upper, 100, 1 << 30) == (None, "")
+    dropping = adapted(small_model("gpt2", n_layer=3), "none", **UPPER["gpt2"], layers_to_transform=[2])
+    assert reuse_frozen_blocks(dropping, 100, 1 << 30) == (None, "")
 
 
 def test_packing_is_best_fit_over_all_rows():
@@ -266,6 +323,14 @@ def test_rows_that_see_each_other_are_noticed(kind, attention, small_model):
     apart = ((beside - alone).norm() / alone.norm()).item() < 1e-5
     assert (levers.rows_differ(model) == "") == apart
     assert apart or attention != NAME
+
+
+def test_attention_that_would_need_a_mask_of_all_rows_gets_padded_ones(small_model):
+    model = adapted(small_model("llama"), "none")
+    model.get_base_model().set_attn_implementation("eager")
+    assert levers.make_batches(model, recipe_with(padding_free=True)) is None
+    packing = recipe_with(padding_free=True).model_copy(update={"trainer": {"packing": True}})
+    assert levers.make_batches(model, packing) is not None
 
 
 def test_a_model_whose_rows_see_each_other_is_padded_or_refused(small_model, monkeypatch, capsys):

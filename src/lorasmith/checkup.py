@@ -220,7 +220,10 @@ def caches() -> Iterator[Finding]:
     """Sizes of what is kept between runs."""
     from huggingface_hub import constants
 
-    for name, path in (("hub cache", Path(constants.HF_HUB_CACHE)), ("token cache", user_cache())):
+    for name, path in (
+        ("hub cache", Path(constants.HF_HUB_CACHE)),
+        ("our cache", user_cache()),
+    ):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
         yield Finding("good", name, f"{size / GIB:.2f} GiB in {path}")
 

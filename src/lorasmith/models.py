@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lorasmith import quantized_cache
 from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
 from lorasmith.failures import explain
 from lorasmith.hostile import check_template
@@ -67,31 +68,52 @@ def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[Pr
     return tokenizer, [vocabulary[token] for token in new]
 
 
-def load_base_model(section: Model, dtype: str, attention: str, device: str) -> PreTrainedModel:
+def load_base_model(
+    section: Model, dtype: str, attention: str, device: str, weight_cache: bool = True
+) -> PreTrainedModel:
     """The frozen base model in the recipe's quantization, on the device.
+
+    Args:
+        weight_cache: Whether quantized weights are kept in the user's cache and taken from there.
 
     Raises:
         ModelError: If it cannot be loaded as asked.
     """
     torch_dtype = getattr(torch, dtype)
-    options: dict[str, Any] = {}
-    quantized = quantization_config(section.quantization, torch_dtype)
-    if quantized is not None:
-        options["quantization_config"] = quantized
     place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if device == "cuda" else {"": "cpu"}
-    model = _load(
-        AutoModelForCausalLM,
-        section.name,
-        section,
-        dtype=torch_dtype,
-        attn_implementation=attention,
-        device_map=place,
-        use_safetensors=True,
-        **options,
-    )
+    options = {
+        "dtype": torch_dtype,
+        "attn_implementation": attention,
+        "device_map": place,
+        "use_safetensors": True,
+    }
+    quantized = quantization_config(section.quantization, torch_dtype)
+    if quantized is None:
+        return _load(AutoModelForCausalLM, section.name, section, **options)
+    source, copy = _places(section, quantized, dtype, device) if weight_cache else (None, None)
+    model = quantized_cache.load_copy(copy, section.name, options) if copy else None
+    fresh = model is None
+    if model is None:
+        model = _load(AutoModelForCausalLM, section.name, section, quantization_config=quantized, **options)
     if device == "cpu" and section.quantization in ("nf4", "fp4"):
         keep_4bit_layers_unpacked(model)
+    if source and copy and fresh:
+        quantized_cache.save_copy(copy, model, section.name, source, options)
     return model
+
+
+def _places(section: Model, quantized: BitsAndBytesConfig, dtype: str, device: str) -> tuple[Path | None, Path | None]:
+    """Where the base's files are and its quantized copy stands or would stand; None where no copy may be."""
+    if section.trust_remote_code:
+        return None, None  # nothing says what its code does to the weights
+    folder = Path(section.name)
+    try:
+        source = folder if folder.is_dir() else _fetched(section)
+        return source, quantized_cache.copy_folder(
+            source, lambda: weight_fingerprint(source), quantized.to_dict(), dtype, device
+        )
+    except (LorasmithError, OSError, ValueError, struct.error):
+        return None, None  # loading tells what is wrong
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -151,9 +151,15 @@ class Speed(Section):
     chunked_loss: bool = Field(
         True, description="Loss of trained tokens alone, its gradient computed with it; false: trl's."
     )
+    frozen_cache: bool = Field(
+        True,
+        description="Where lower blocks carry no adapter and rows come again, keep what those blocks give for them.",
+    )
     fused_lora: bool = Field(
         True, description="Linear layers, gated MLPs and norms as one step each; false: peft's and transformers'."
     )
+    liger: bool = Field(True, description="On a GPU with liger-kernel installed: its norms and rotary embeddings.")
+    weight_cache: bool = Field(True, description="Keep quantized weights in the user's cache for the next start.")
 
 
 def _known_kinds(value: Any) -> Any:
@@ -233,8 +239,7 @@ def json_schema(method: str = "sft") -> dict[str, Any]:
 
 
 def _check_adapter(adapter: Adapter, places: Places) -> None:
-    methods = upstream.peft_methods()
-    if adapter.method not in LORA_METHODS and adapter.method not in methods:
+    if adapter.method not in LORA_METHODS and adapter.method not in (methods := upstream.peft_methods()):
         known = [*LORA_METHODS, *sorted(set(methods) - {"lora"})]
         place = place_of(places, ("adapter", "method"))
         close = difflib.get_close_matches(adapter.method, known, n=1)

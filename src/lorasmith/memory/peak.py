@@ -47,6 +47,8 @@ class Setting:
         packed: Whether rows share a sequence, as trainer.packing has them.
         flat: Whether rows of a micro-batch lie one behind the other, with attention that needs no mask.
         lengths: Of the longest rows, longest first, which make the largest flat micro-batch.
+        frozen_below: Blocks below the first that carries the adapter.
+        states: Bytes of the computer's memory that their kept output takes (speed.frozen_cache).
         fused: Whether linear layers, MLPs and norms are one step each (speed.fused_lora).
         chunked_loss: Whether the loss is speed.chunked_loss, else trl's.
         checkpointing: none, all, offload (layer inputs in the computer's memory), or every N (of the blocks, one in N).
@@ -73,6 +75,8 @@ class Setting:
     packed: bool = False
     flat: bool = False
     lengths: tuple[int, ...] = ()
+    frozen_below: int = 0
+    states: int = 0
     fused: bool = False
     chunked_loss: bool = False
     checkpointing: str = "none"
@@ -157,13 +161,16 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
         kept += 3 * shape.experts * shape.expert_intermediate * shape.hidden * s.itemsize
     inputs = tokens * shape.hidden * s.itemsize
     recomputed = s.recomputed(shape.layers)
-    held = (2 if s.checkpointing == "offload" else recomputed) * inputs + (shape.layers - recomputed) * kept
+    without = 0 if recomputed else s.frozen_below  # with checkpointing, peft lets gradients reach the embeddings
+    held = (2 if s.checkpointing == "offload" else recomputed) * inputs + (shape.layers - recomputed - without) * kept
     again = kept if recomputed == shape.layers else 0  # else the last block is kept, and gone before another is redone
     casts = 2 * trained if s.itemsize == 2 and not s.fused else 0  # autocast's copies of the adapter
     held += head_bytes(shape, s, tokens)
     fixed = {"base": base, "adapter": adapter}
     moments = {"loaded": dict(fixed)}
     running = {**fixed, "optimizer": states}
+    if s.states and s.device == "cpu" and not recomputed:
+        running["kept states"] = s.states
     earlier = gradients if s.accumulation > 1 else 0  # of the micro-batches before
     moments["loss"] = running | {
         "gradients": earlier,

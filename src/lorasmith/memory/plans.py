@@ -258,6 +258,7 @@ def setting_of(
     chosen = shape.targets(targets, options.get("exclude_modules"))
     layers = options.get("layers_to_transform")
     adapted = shape.layers if layers is None else len(layers) if isinstance(layers, list) else 1
+    below = 0 if layers is None else min(layers) if isinstance(layers, list) else int(layers)
     tokens = len(recipe.model.add_tokens) + (2 if recipe.model.chat_template == "chatml" else 0)
     whole = tokens * shape.hidden * (1 if shape.tied else 2)
     for name in options.get("modules_to_save") or []:
@@ -273,7 +274,9 @@ def setting_of(
     micro = per_process if recipe.run.micro_batch == "auto" else int(recipe.run.micro_batch)
     dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
-    flat = recipe.speed.padding_free and attention == "sdpa" and method not in PROMPT_METHODS
+    apart = attention == "sdpa" or attention.startswith("flash_attention")
+    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
+    keeps_states = below > 0 and flat and recipe.speed.frozen_cache and processes == 1
     setting = Setting(
         quantization=recipe.model.quantization,
         dtype=dtype,
@@ -295,6 +298,8 @@ def setting_of(
         packed=packing,
         flat=flat,
         lengths=tuple(sorted(rows.lengths, reverse=True)[:LONGEST_ROWS]),
+        frozen_below=below,
+        states=round(rows.count * rows.mean * shape.hidden * (4 if dtype == "float32" else 2)) if keeps_states else 0,
         fused=recipe.speed.fused_lora and method in LORA_METHODS and method != "dora" and adapter.dropout == 0,
         chunked_loss=recipe.speed.chunked_loss and not whole,
         checkpointing=fit.CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),

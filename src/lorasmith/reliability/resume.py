@@ -17,8 +17,8 @@ from lorasmith.reliability import checkpoints
 # Keys that change how a run is stored, watched or stopped, and not what it learns.
 FREE = {
     "output_dir", "data.train", "data.eval", "data.on_bad_row", "run.keep_checkpoints", "run.max_minutes",
-    "run.save_minutes", "run.hang_minutes", "trainer.report_to", "trainer.run_name", "trainer.save_strategy",
-    "trainer.save_steps", "trainer.save_total_limit", "trainer.project",
+    "run.save_minutes", "run.hang_minutes", "speed.weight_cache", "trainer.report_to", "trainer.run_name",
+    "trainer.save_strategy", "trainer.save_steps", "trainer.save_total_limit", "trainer.project",
 }  # fmt: skip
 FREE_PREFIXES = ("proof.", "trainer.logging_", "trainer.log_", "trainer.include_", "trainer.dataloader_")
 TRAINABLE = "trainable parameters"

@@ -63,7 +63,8 @@ def open_model(path: str, base: str | None, quantization: str | None, trust_remo
         check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
     if run:
         _check_base(path, section, run)
-    base_model = models.load_base_model(section, dtype, attention, machine.device)
+    weight_cache = run.get("recipe", {}).get("speed", {}).get("weight_cache", True)
+    base_model = models.load_base_model(section, dtype, attention, machine.device, weight_cache)
     models.grow_embeddings(base_model, tokenizer)
     models.stop_at_trained_tokens(base_model, tokenizer)
     model = adapters.load_adapter(base_model, folder) if is_adapter else base_model

@@ -133,6 +133,7 @@ def finish(
             "seconds": round(watch.seconds, 2),
             "tokens": watch.tokens,
             "tokens_per_second": watch.tokens_per_second,
+            "first_step_seconds": watch.first_step_seconds and round(watch.first_step_seconds, 2),
         },
         "memory": {
             "predicted_gib": run["plan"]["predicted_gib"] if run["plan"] else None,

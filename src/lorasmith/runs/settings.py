@@ -77,6 +77,10 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
         arguments["eval_on_start"] = True
     if recipe.run.early_stopping:
         arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    if recipe.speed.liger and machine.device == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
+        kernels = {"rope": True, "rms_norm": True, "swiglu": not recipe.speed.fused_lora}
+        parts = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # speed.chunked_loss needs no logits
+        arguments |= {"use_liger_kernel": True, "liger_kernel_config": kernels | parts}
     # Checkpoints are rotated behind their commit (reliability.checkpoints), where the last good one is known.
     owned: dict[str, Any] = {"save_total_limit": None}
     if trainer.get("load_best_model_at_end", recipe.run.early_stopping):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorasmith.console import say
 from lorasmith.errors import DivergedError
 from lorasmith.hardware import Hardware, memory_gib, peak_memory_gib
+from lorasmith.started import process_seconds
 
 
 class Watch(TrainerCallback):
@@ -25,6 +27,7 @@ class Watch(TrainerCallback):
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.tokens = 0
+        self.first_step_seconds: float | None = None  # from the start of the process to the end of its first update
         self._start = self._paused = 0.0
         self._bar: Progress | None = None
 
@@ -66,6 +69,11 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds = time.perf_counter() - self._start - self._paused
+        if self.first_step_seconds is None:
+            if self.hardware.device == "cuda":
+                torch.cuda.synchronize()  # once, or the time would be that of asking for the update
+            self.first_step_seconds = process_seconds()
+            say(f"first step: done {self.first_step_seconds:.1f} s after the start")
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step)
 

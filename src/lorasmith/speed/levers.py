@@ -1,5 +1,7 @@
 """Which levers a run has, from its recipe and its model, and their use on the model."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +11,11 @@ from peft.tuners.lora import LoraLayer
 
 from lorasmith.console import say
 from lorasmith.errors import ModelError
+from lorasmith.memory.machine import free_memory
 from lorasmith.recipe import Recipe
 from lorasmith.speed.attention import NAME, use_row_attention
 from lorasmith.speed.batches import FlatCollator
+from lorasmith.speed.frozen import reuse_frozen_blocks
 from lorasmith.speed.lora import fuse_lora
 from lorasmith.speed.mlp import fuse_mlps
 from lorasmith.speed.norms import fuse_norms
@@ -19,6 +23,7 @@ from lorasmith.speed.packing import best_fit
 
 TOLERANCE = {torch.float32: 1e-3}  # of a row's hidden states beside others against alone, relative; others: HALF
 HALF = 0.05
+SHARE_FOR_STATES = 0.25  # of the computer's free memory, that frozen blocks' states may take
 
 
 def make_batches(model: PeftModel, recipe: Recipe) -> FlatCollator | None:
@@ -37,10 +42,13 @@ def make_batches(model: PeftModel, recipe: Recipe) -> FlatCollator | None:
             use_row_attention(base)
         except (ValueError, ImportError, AttributeError):
             base.set_attn_implementation(before)
+    apart = base.config._attn_implementation == NAME
+    if not (apart or packed or before.startswith("flash_attention")):
+        return None  # transformers would build a mask of all rows together, which costs more than padding
     leak = rows_differ(base)
-    if leak and base.config._attn_implementation == NAME:
+    if leak and apart:
         base.set_attn_implementation(before)
-        leak = rows_differ(base)
+        apart, leak = False, rows_differ(base) if packed else leak
     if leak and packed:
         raise ModelError(
             f"trainer.packing: in {type(base).__name__} with {before} attention, packed rows see each other ({leak}). "
@@ -51,7 +59,6 @@ def make_batches(model: PeftModel, recipe: Recipe) -> FlatCollator | None:
             f"batches: padded, since in {type(base).__name__} rows without padding between them see each other ({leak})"
         )
         return None
-    apart = base.config._attn_implementation == NAME
     return FlatCollator(share_prompts=apart and recipe.speed.shared_prompts)
 
 
@@ -107,6 +114,18 @@ def fuse(model: PeftModel, recipe: Recipe) -> list[str]:
         return []
     mlps, layers, norms = fuse_mlps(model), fuse_lora(model), fuse_norms(model)
     return [f"fused: LoRA of {layers} linear layers, {mlps} gated MLPs, {norms} norms"] if layers else []
+
+
+def reuse(model: PeftModel, recipe: Recipe, lengths: Sequence[int], flat: bool) -> list[str]:
+    """Keep what frozen blocks give where rows come again (speed.frozen_cache); what is kept, as a sentence."""
+    steps, epochs = int(recipe.trainer.get("max_steps") or -1), float(recipe.trainer.get("num_train_epochs", 3))
+    if steps > 0:
+        epochs = steps * recipe.run.effective_batch / len(lengths)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else each epoch brings a process other rows
+    if not (recipe.speed.frozen_cache and flat and alone and epochs > 1) or recipe.run.gradient_checkpointing:
+        return []
+    _, said = reuse_frozen_blocks(model, sum(lengths), int(SHARE_FOR_STATES * free_memory()))
+    return [said] if said else []
 
 
 def compute_natively(config: Any, model: PeftModel) -> None:
