@@ -71,8 +71,8 @@ FOLLOWS = """
 - **The step decides.** Three times the rate, twice alpha, rsLoRA, LoRA+, PiSSA and OLoRA need half to four fifths of
   the updates to 0.01; a third of the rate does not get there, nor does ten times. Where a run learns too slowly, raise
   the rate first: it costs nothing.
-- **All linear layers** need the fewest updates; attention alone 40 % more, the MLP alone nearly twice as many, and q and
-  v, peft's own default for Llama, do not get there.
+- **All linear layers** need the fewest updates; attention alone 40 % more, the MLP alone nearly twice as many, and q
+  and v, peft's own default for Llama, do not get there.
 - **Rank** 4 to 64 at alpha 32 learn alike. Alpha that grows with the rank is a larger step, not a better rank.
 - **Rows an update**: 8 need as many updates as 16, so half the rows and little more than half the time; 32 and 64 run
   out of updates in the same epochs.
