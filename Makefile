@@ -54,3 +54,4 @@ reference: .venv/installed
 	$(BIN)/python docs/make_memory.py > docs/memory.md
 	$(BIN)/python docs/make_reliability.py > docs/reliability.md
 	$(BIN)/python docs/make_troubleshooting.py > docs/troubleshooting.md
+	$(BIN)/python docs/make_learning.py > docs/learning.md

@@ -114,3 +114,16 @@ def test_all_contenders_train_on_the_same_ids_to_the_same_losses(tmp_path):
     assert one["held_out_loss"]["base"] != one["held_out_loss"][speed.OURS]
     assert (tmp_path / "speed.png").stat().st_size < 100_000
     assert "| lorasmith |" in speed.region(report)
+
+
+def test_a_target_that_was_not_reached_is_told():
+    learns = load_benchmark("learns")
+    assert learns.mean_and_range([None, None], 0) == "not reached"
+    assert learns.mean_and_range([40, None], 0) == "40; 1 of 2 not reached"
+    assert learns.mean_and_range([40, 48], 0) == "44 (40 to 48)"
+    report = json.loads((ROOT / "benchmarks/learns.json").read_text())
+    assert {group: set(names) for group, names in report["settings"].items()} == {
+        group: set(names) for group, names in learns.SETTINGS.items()
+    }
+    for runs in (runs for names in report["settings"].values() for runs in names.values()):
+        assert [one["seed"] for one in runs] == [42, 43]

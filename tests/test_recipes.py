@@ -1,5 +1,6 @@
 """Every shipped recipe loads, is named for what it holds, and is dry-run as far as it goes offline."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_a_recipes_name_says_what_it_holds(path):
     assert ("dora" in parts) == (recipe.adapter.method == "dora")
     assert parts[-1].endswith("gb")
     assert "# Measured: not yet." in path.read_text()
+
+
+@pytest.mark.parametrize("path", REAL, ids=str)
+def test_a_recipe_names_the_source_of_its_learning_rate(path):
+    text = path.read_text()
+    [(rate, source)] = re.findall(r"^# Learning rate (\S+): (.+)$", text, re.MULTILINE)
+    assert float(rate) == load_recipe(path, []).trainer["learning_rate"]
+    assert re.search(r"arXiv \d|a sweep of|whose sweeps|NVlabs/DoRA", source)
+    assert load_recipe(path, []).adapter.alpha == 32
+    assert load_recipe(path, []).run.effective_batch < 32
 
 
 @pytest.mark.parametrize("path", REAL[:1], ids=str)

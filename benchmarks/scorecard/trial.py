@@ -111,9 +111,9 @@ def run(script: Any, words: list[str], hook: Callable[[], None] | None = None, l
     return Ended(os.waitstatus_to_exitcode(status), text, time.perf_counter() - began)
 
 
-def each(items: Sequence[Any], trial: Callable[[Any], str]) -> list[str]:
+def each(items: Sequence[Any], trial: Callable[[Any], str], at_once: int | None = None) -> list[str]:
     """What went wrong in the trials of some items, as many at a time as there are cores; a good one gives nothing."""
-    workers = max(1, min(os.cpu_count() or 1, len(items)))
+    workers = max(1, min(at_once or os.cpu_count() or 1, len(items)))
     with tempfile.TemporaryDirectory() as name:
         children = []
         for worker in range(workers):
