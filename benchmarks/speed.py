@@ -165,18 +165,22 @@ def line_up(bench: Bench, arguments: argparse.Namespace, tried: dict[str, Any]) 
         TRL: Contender(lambda rows: trls(bench, rows, start)),
     }
     if re.search(arguments.only, BEST):
-        tried["trl"] = tune(bench, trls, start | TRL_START, {} if arguments.quick else TRL_TUNINGS)
+        tried["trl"] = tune(bench, trls, start | TRL_START, wanted(TRL_TUNINGS, arguments))
         contenders[BEST] = Contender(
             lambda rows: trls(bench, rows, tried["trl"]["best"]), reorders=reorders(tried["trl"]["best"])
         )
     if bench.factory:
         contenders[FACTORY] = Contender(lambda rows: factories(bench, rows, start))
-        tried["LLaMA-Factory"] = tune(
-            bench, factories, start | FACTORY_START, {} if arguments.quick else FACTORY_TUNINGS
-        )
+        tried["LLaMA-Factory"] = tune(bench, factories, start | FACTORY_START, wanted(FACTORY_TUNINGS, arguments))
         found = tried["LLaMA-Factory"]["best"]
         contenders[FACTORY_BEST] = Contender(lambda rows: factories(bench, rows, found), reorders=reorders(found))
     return {name: one for name, one in contenders.items() if re.search(arguments.only, name)}
+
+
+def wanted(tunings: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The changes to try."""
+    kept = {name: change for name, change in tunings.items() if re.search(arguments.tunings, name)}
+    return {} if arguments.quick else kept
 
 
 def reorders(settings: dict[str, Any]) -> bool:
@@ -533,6 +537,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--llamafactory", type=absolute, metavar="PYTHON", help="the Python of LLaMA-Factory's environment"
     )
+    parser.add_argument("--tunings", default="", help="only settings by hand whose name matches this are tried")
     parser.add_argument("--quick", action="store_true", help="no probes and no memory cells: to try the program")
     parser.add_argument("--out", type=absolute, default=Path(__file__).parent, help="where speed.json goes")
     parser.add_argument("--no-write", dest="write", action="store_false", help="print only")
