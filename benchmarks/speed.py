@@ -137,7 +137,7 @@ def compare(shape: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     tried: dict[str, Any] = {}
     contenders = line_up(bench, arguments, tried)
     race(bench, contenders, arguments.repeats)
-    memory = {} if arguments.only or arguments.quick else memory_cells(bench)
+    memory = {} if arguments.only or arguments.quick or not arguments.memory else memory_cells(bench)
     held_out = ask("scores", folder, *(str(path) for path in sorted((folder / "kept").iterdir())))
     rates.append(ask("rates"))
     matmul = statistics.median(max(one.values()) for one in rates)
@@ -538,6 +538,7 @@ def parse_arguments() -> argparse.Namespace:
         "--llamafactory", type=absolute, metavar="PYTHON", help="the Python of LLaMA-Factory's environment"
     )
     parser.add_argument("--tunings", default="", help="only settings by hand whose name matches this are tried")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="no memory cells")
     parser.add_argument("--quick", action="store_true", help="no probes and no memory cells: to try the program")
     parser.add_argument("--out", type=absolute, default=Path(__file__).parent, help="where speed.json goes")
     parser.add_argument("--no-write", dest="write", action="store_false", help="print only")

@@ -79,3 +79,51 @@ def test_out_of_memory_is_one_line_and_exit_3(tmp_path):
     assert done.returncode == 3, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_row_by_row_is_that_of_each_row_alone(dtype, window):
+    """On Ampere and later, 16-bit rows go through torch's kernel for rows of unlike length."""
+    from lorasmith.speed.attention import attend
+    from lorasmith.speed.batches import ROWS, FlatCollator
+
+    rows = [{"input_ids": list(range(size)), "labels": [-100] * size} for size in (70, 33, 128)]
+    batch = FlatCollator(share_prompts=False)(rows)
+    given = {key: value.cuda() if torch.is_tensor(value) else value for key, value in batch.items() if "_seq_" in key}
+    given |= {"max_length_q": batch["max_length_q"], "max_length_k": batch["max_length_k"], ROWS: batch[ROWS]}
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 231, 64, device="cuda", dtype=dtype, requires_grad=True) for heads in (8, 2, 2)
+    )
+    out, _ = attend(None, query, key, value, None, scaling=0.125, sliding_window=window, **given)
+    out.float().square().sum().backward()
+    start = 0
+    for size in (70, 33, 128):
+        own = [one.detach()[:, :, start : start + size].float().requires_grad_() for one in (query, key, value)]
+        here = torch.arange(size, device="cuda")
+        mask = (here[None] <= here[:, None]) & (here[None] > here[:, None] - (window or size))
+        alone = torch.nn.functional.scaled_dot_product_attention(
+            *own, attn_mask=mask, scale=0.125, enable_gqa=True
+        ).transpose(1, 2)
+        alone.square().sum().backward()
+        bound = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
+        torch.testing.assert_close(out[:, start : start + size].float(), alone, **bound)
+        for whole, part in zip((query, key, value), own, strict=True):
+            torch.testing.assert_close(whole.grad[:, :, start : start + size].float(), part.grad, **bound)
+        start += size
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_the_levers_change_no_loss_on_a_gpu(tmp_path, quantization):
+    losses = {}
+    for name, off in (("on", []), ("off", ["padding_free", "chunked_loss", "fused_lora", "liger"])):
+        done = script(
+            "scripts/sft.py", "recipes/quickstart.yaml", f"output_dir={tmp_path}/{name}", "trainer.max_steps=10",
+            f"model.quantization={quantization}", "trainer.logging_steps=1", "trainer.eval_strategy=no",
+            *(f"speed.{key}=false" for key in off),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [event["loss"] for event in events if "loss" in event]
+    assert losses["on"] == pytest.approx(losses["off"], rel=2e-2)
