@@ -64,7 +64,8 @@ FACTORY_TUNINGS: dict[str, dict[str, Any]] = {
 }
 PATIENCE = 1.3  # a probe is ended, and lost, when it takes so many times the wall time of the best one
 HOPELESS = 2.5  # a contender whose first run takes so many times our wall time is not repeated
-LOSS_TOLERANCE = {"training": 1e-3, "held-out": 2e-3}  # relative; trl prints four digits
+# Relative; trl prints four digits, and a run of few updates hangs on which rows they hold.
+LOSS_TOLERANCE = {"training": 1e-3, "held-out": 2e-3, "held-out, in another order": 1e-2}
 MARKS = ("<!-- speed: made by `make speed` -->", "<!-- /speed -->")
 FIGURES = ("tokens_per_second", "wall_seconds", "first_step_seconds", "cpu_seconds", "peak_gib")
 
@@ -397,7 +398,7 @@ def unequal(contenders: dict[str, Contender], held_out: dict[str, float]) -> lis
             if off > LOSS_TOLERANCE["training"]:
                 found.append(f"{name}: a training loss is {off:.2%} off ours")
         off = abs(held_out[name] / held_out[OURS] - 1)
-        if off > LOSS_TOLERANCE["held-out"]:
+        if off > LOSS_TOLERANCE["held-out, in another order" if one.reorders else "held-out"]:
             found.append(f"{name}: the held-out loss is {off:.2%} off ours")
     return found
 
