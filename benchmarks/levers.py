@@ -1,10 +1,11 @@
 """What each lever of `speed:` is worth: a training step with all of them, with each switched off, and with none.
 
-    python benchmarks/levers.py [--repeats 5] [--layers 12]      # about 10 minutes
+    python benchmarks/levers.py [--repeats 3] [--layers 6]      # about 5 minutes
 
 Writes benchmarks/levers.json and the table in docs/speed.md.
 
-A random Llama of 100M parameters with a vocabulary of 16,384 in this machine's own dtype; micro-batches of four rows. The
+A random Llama as wide as one of 100M parameters, with six blocks and a vocabulary of 16,384, in this machine's own dtype;
+micro-batches of four rows. The
 variants take turns within one process, so that a slow spell hits all, and each is told by its fastest step. Memory is
 that of the tensors of a step, added up from the profiler's events. Shared prompts are measured on rows that begin with
 the same 256 tokens, frozen blocks on an adapter in the upper quarter of the blocks whose rows come for the second time.
@@ -37,8 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--no-write", dest="write", action="store_false")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
