@@ -300,3 +300,10 @@ def test_every_recipe_points_editors_to_the_schema():
         prefix = "# yaml-language-server: $schema="
         assert first.startswith(prefix), path
         assert (path.parent / first.removeprefix(prefix)).resolve() == Path("recipes/sft.schema.json").resolve()
+
+
+def test_a_key_that_takes_words_or_numbers_is_refused_by_its_own_name():
+    with pytest.raises(
+        RecipeError, match=r"run.gradient_checkpointing is `5`; expected one of auto, offload, 2, 3, 4\.$"
+    ):
+        load_recipe(ROOT / "recipes/quickstart.yaml", ["run.gradient_checkpointing=5"])

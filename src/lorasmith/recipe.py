@@ -320,7 +320,8 @@ def _line(place: str) -> float:
 
 def _problem(detail: ErrorDetails, places: Places) -> tuple[float, str]:
     """One of pydantic's errors as (position, line of text)."""
-    loc = tuple(str(part) for part in detail["loc"])
+    # pydantic names the member of a union that refused a value behind the key.
+    loc = tuple(str(part) for part in detail["loc"] if not str(part).startswith("literal["))
     kind = detail["type"]
     if kind == "missing":
         place = place_of(places, loc[:-1])
