@@ -10,7 +10,7 @@ from lorasmith.memory.shapes import Linear, Shape
 
 GIB = 1 << 30
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768  # tile of trl's chunked loss (trl.kernels.chunked_logprob)
-LOGIT_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of the rows of logits that speed.chunked_loss makes at a time
+LOGIT_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of logits in float32 that speed.chunked_loss makes at once
 CUDA_CONTEXT = GIB // 2  # CUDA's own memory and cuBLAS workspaces, outside of torch's allocator; typical, unmeasured
 FRAGMENTATION = 0.03  # of the dynamic memory, lost between blocks of torch's CUDA allocator; assumed until measured
 # Bytes of optimizer state for each trainable parameter. 8-bit states carry a float32 scale per 256.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ROWS = "lorasmith_rows"  # key of the spans in a batch, handed through the model to its attention
-TOKENS = "lorasmith_tokens"  # key of the number of tokens that the batch trains, shared ones counted for each row
+TOKENS = "lorasmith_tokens"  # key of the number of tokens in the batch, shared ones counted for each row
 WORTH_SHARING = 16  # tokens that rows must have in common
 IGNORED = -100
 
@@ -115,8 +115,14 @@ def _shared_tokens(group: list[dict[str, Any]]) -> int:
     return size
 
 
+def inputs_of(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What of a flat batch a model without its loss takes, on its device."""
+    asked = {name: value for name, value in batch.items() if name not in ("labels", TOKENS)}
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in asked.items()}
+
+
 def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a flat batch as they were, each with input_ids and labels of shape (1, tokens) and its positions."""
+    """The rows of a flat batch as they were, each with input_ids and labels of shape (tokens,)."""
     found = []
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     spans: tuple[Span, ...] = batch[ROWS]

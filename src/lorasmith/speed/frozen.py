@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lorasmith.speed.batches import ROWS, TOKENS, FlatCollator, Span, rows_of
+from lorasmith.speed.batches import ROWS, FlatCollator, Span, inputs_of, rows_of
 
 
 class _Reached(Exception):
@@ -60,11 +60,9 @@ class FrozenBlocks:
         key = ids.cpu().numpy().tobytes()
         if key not in self.states:
             batch = self._alone([{"input_ids": ids.tolist(), "labels": ids.tolist()}])
-            batch = {name: value.to(ids.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-            asked = {name: value for name, value in batch.items() if name not in ("labels", TOKENS)}
             self._catching = True
             try:
-                self._original(**asked, use_cache=False)
+                self._original(**inputs_of(batch, ids.device), use_cache=False)
             except _Reached as reached:
                 self.states[key] = reached.states[0].cpu()
             finally:

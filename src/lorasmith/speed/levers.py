@@ -14,7 +14,7 @@ from lorasmith.errors import ModelError
 from lorasmith.memory.machine import free_memory
 from lorasmith.recipe import Recipe
 from lorasmith.speed.attention import NAME, use_row_attention
-from lorasmith.speed.batches import FlatCollator
+from lorasmith.speed.batches import IGNORED, FlatCollator, inputs_of
 from lorasmith.speed.frozen import reuse_frozen_blocks
 from lorasmith.speed.lora import fuse_lora
 from lorasmith.speed.mlp import fuse_mlps
@@ -70,7 +70,7 @@ def rows_differ(model: Any) -> str:
     tails = [[(30 * i + j) % size for j in range(7)] for i in range(1, 4)]
     rows: list[dict[str, Any]] = [{"input_ids": [*common, *tail]} for tail in tails[:2]] + [{"input_ids": tails[2]}]
     for row in rows:
-        row["labels"] = [-100] * (len(row["input_ids"]) - 2) + row["input_ids"][-2:]
+        row["labels"] = [IGNORED] * (len(row["input_ids"]) - 2) + row["input_ids"][-2:]
     was_training = model.training
     model.eval()
     try:
@@ -101,10 +101,8 @@ def _ends(batch: dict[str, Any], rows: list[dict[str, Any]]) -> list[int]:
 
 def _hidden(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """The last hidden states of a flat batch, (tokens, width), in float32."""
-    batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-    for key in ("labels", "lorasmith_tokens"):
-        batch.pop(key)
-    hidden: torch.Tensor = model.base_model(**batch, use_cache=False).last_hidden_state[0].float()
+    inputs = inputs_of(batch, model.device)
+    hidden: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state[0].float()
     return hidden
 
 

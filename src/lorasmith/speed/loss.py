@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of logits in float32
-IGNORED = -100
+from lorasmith.memory.peak import LOGIT_BYTES as CHUNK_BYTES
+from lorasmith.speed.batches import IGNORED
 
 
 class SummedLoss(torch.autograd.Function):

@@ -4,7 +4,7 @@ transformers writes the norm out in steps, which keep the input in float32, its 
 most others multiply with the weight behind the cast to the input's dtype; Gemma adds one to it, in front of the cast.
 """
 
-import types
+import functools
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def fuse_norms(model: torch.nn.Module) -> int:
         if type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module):
             gemma = _kind(module)
             if gemma is not None:
-                module.forward = types.MethodType(_forwards[gemma], module)
+                module.forward = functools.partial(_forward, module, gemma=gemma)
                 fused += 1
     return fused
 
@@ -67,12 +67,9 @@ def _eps(module: Any) -> float | None:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
-def _forward(norm: Any, x: Tensor, gemma: bool) -> Tensor:
+def _forward(norm: Any, x: Tensor, *, gemma: bool) -> Tensor:
     if not torch.is_grad_enabled() or x.dtype != norm.weight.dtype:
         out: Tensor = type(norm).forward(norm, x)
         return out
     found: Tensor = RmsNorm.apply(x, norm.weight, _eps(norm), gemma)
     return found
-
-
-_forwards = {kind: (lambda norm, x, _kind=kind: _forward(norm, x, _kind)) for kind in (False, True)}
