@@ -211,6 +211,31 @@ def test_a_signal_before_the_first_step_loses_nothing(tmp_path, number):
     assert "Traceback" not in text
 
 
+IN_A_DESTRUCTOR = """
+import os, signal, time
+from lorasmith.listening import listener
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)  # what is raised in here, Python prints and drops
+        time.sleep(0.1)
+
+listener.listen()
+dying = Dying()
+try:
+    del dying
+    time.sleep(30)
+except BaseException as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_signal_that_falls_into_a_destructor_is_heard():
+    done = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=20)
+    assert done.stdout.startswith("StoppedNow stopped: SIGINT received before the first step.")
+    assert done.stderr == ""
+
+
 def children_of_a_launcher(pid):
     return [one for one in psutil.Process(pid).children(recursive=True) if "scripts/sft.py" in one.cmdline()]
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import Any
 
 from lorasmith.errors import StoppedNow
@@ -20,14 +21,22 @@ class Listener:
 
     def listen(self) -> None:
         """Take the signals over, until the process ends."""
-        for one in SIGNALS:
+        for one in (*SIGNALS, signal.SIGALRM):
             signal.signal(one, self._heard)
+        sys.unraisablehook = self._ask_again
+
+    def _ask_again(self, lost: Any) -> None:
+        """A stop that fell into a destructor or a weak reference's callback, where Python drops what is raised."""
+        if isinstance(lost.exc_value, StoppedNow):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # not at once: what is raised in this hook is dropped too
+        else:
+            sys.__unraisablehook__(lost)
 
     def _heard(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: at once
-        self.asked = f"{name} received"
+        self.asked = self.asked or f"{name} received"
         if self.phase == "starting":
             raise StoppedNow(self.too_early())
 
