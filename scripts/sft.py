@@ -14,7 +14,8 @@ from lorasmith import offline
 from lorasmith.console import is_first_process, say
 from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
-from lorasmith.recipe import Recipe, load_recipe, recipe_text
+from lorasmith.recipe import Recipe, load_recipe
+from lorasmith.recipe_sections import recipe_text
 from lorasmith.runs.ending import enter_run, quiet, run_script
 from lorasmith.started import quick_imports
 

@@ -18,6 +18,7 @@ FLOORS = {
     "upstream": 1,
     "recipe_file": 1,
     "recipe_checks": 1,
+    "recipe_sections": 1,
     "templates": 0,
     "user_cache": 0,
     "recipe": 1,

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT, launch
 
 from lorasmith.errors import RecipeError
-from lorasmith.recipe import json_schema, load_recipe, recipe_text
+from lorasmith.recipe import json_schema, load_recipe
+from lorasmith.recipe_sections import recipe_text
 
 GOOD = """\
 model:

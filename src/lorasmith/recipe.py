@@ -1,19 +1,17 @@
 """The recipe: every parameter of one run, checked strictly before anything slow. Imports no torch."""
 
 import difflib
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field
 
 from lorasmith import limits, upstream
 from lorasmith.errors import RecipeError
-from lorasmith.recipe_checks import OWNED, check_keys, nearest, place_of
-from lorasmith.recipe_file import Key, Places, read_recipe, show
+from lorasmith.recipe_checks import OWNED, check_keys, place_of
+from lorasmith.recipe_file import Places, read_recipe, show
+from lorasmith.recipe_sections import Name, Section, Sources, validated, weighted
 from lorasmith.templates import TEMPLATE_TOKENS
 
 LORA_METHODS = ("lora", "rslora", "dora", "pissa", "olora", "loftq", "eva")
@@ -32,23 +30,7 @@ def _text_or_texts(value: Any) -> Any:
     return value
 
 
-def _sources(value: Any) -> Any:
-    wanted = "expected a path, a hub id, or a list of them, each a name or {path, weight}"
-    for one in value if isinstance(value, list) and value else [value]:
-        path, weight = (one.get("path"), one.get("weight", 1)) if isinstance(one, dict) else (one, 1)
-        if not isinstance(path, str) or not path or (isinstance(one, dict) and set(one) - {"path", "weight"}):
-            raise ValueError(wanted)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1000:
-            raise ValueError(f"{wanted}, the weight above 0 and below 1000")
-    return value
-
-
-Name = Annotated[str, Field(min_length=1)]
 Auto = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -86,7 +68,7 @@ class Adapter(Section):
 class Data(Section):
     """The rows."""
 
-    train: Annotated[str | list[str | dict[str, Any]], BeforeValidator(_sources)] = Field(
+    train: Sources = Field(
         description="A file (jsonl, json, csv, tsv, parquet; .gz, .zst), folder or hub id, or a list of them, each "
         "a name or {path, weight}."
     )
@@ -116,8 +98,7 @@ class Data(Section):
     @property
     def sources(self) -> list[tuple[str, float]]:
         """Each training source with its weight."""
-        listed = self.train if isinstance(self.train, list) else [self.train]
-        return [(one, 1.0) if isinstance(one, str) else (one["path"], float(one.get("weight", 1))) for one in listed]
+        return weighted(self.train)
 
 
 class Run(Section):
@@ -206,20 +187,11 @@ def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe
         RecipeError: At the first thing wrong, in the order of the file.
     """
     values, places = read_recipe(path, overrides)
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = sorted((_problem(detail, places) for detail in error.errors()), key=lambda p: p[0])
-        raise RecipeError(problems[0][1]) from None
+    recipe = validated(Recipe, values, places)
     check_keys("trainer", recipe.trainer, upstream.trainer_fields(method), OWNED, places)
     _check_adapter(recipe.adapter, places)
     _check_together(recipe, places)
     return recipe
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """A recipe as YAML with every key spelled out, so that it reruns whatever the defaults become."""
-    return yaml.safe_dump(recipe.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def json_schema(method: str = "sft") -> dict[str, Any]:
@@ -310,74 +282,3 @@ def _check_together(recipe: Recipe, places: Places) -> None:
     if trainer.get("packing") and trainer.get("packing_strategy", "bfd") == "wrapped":
         place = place_of(places, ("trainer", "packing_strategy"))
         raise RecipeError(f"{place}: trainer.packing_strategy is `wrapped`; it mixes rows. Use bfd.")
-
-
-def _line(place: str) -> float:
-    """Sort key: file lines in order, the command line last."""
-    number = place.rpartition(":")[2]
-    return int(number) if number.isdigit() else math.inf
-
-
-def _problem(detail: ErrorDetails, places: Places) -> tuple[float, str]:
-    """One of pydantic's errors as (position, line of text)."""
-    # pydantic names the member of a union that refused a value behind the key.
-    loc = tuple(str(part) for part in detail["loc"] if not str(part).startswith("literal["))
-    kind = detail["type"]
-    if kind == "missing":
-        place = place_of(places, loc[:-1])
-        return _line(place), f"{place}: `{'.'.join(loc)}` is missing; expected {_wanted(loc)}"
-    place = place_of(places, loc)
-    if kind == "extra_forbidden":
-        section = f"{loc[0]}: " if len(loc) > 1 else ""
-        return _line(place), f"{place}: {section}unknown key `{loc[-1]}`. {nearest(loc[-1], _known_keys(loc[:-1]))}"
-    found = show(detail["input"])
-    return _line(place), f"{place}: {'.'.join(loc)} is {found}; {_expected(detail)}"
-
-
-def _section_of(loc: Key) -> type[Section]:
-    if not loc:
-        return Recipe
-    kind = Recipe.model_fields[loc[0]].annotation
-    assert isinstance(kind, type)
-    assert issubclass(kind, Section)
-    return kind
-
-
-def _known_keys(loc: Key) -> list[str]:
-    return [field.alias or name for name, field in _section_of(loc).model_fields.items()]
-
-
-def _wanted(loc: Key) -> str:
-    """What a missing key should hold."""
-    field = _section_of(loc[:-1]).model_fields[loc[-1]]
-    if field.description:
-        return field.description[0].lower() + field.description[1:]
-    return f"keys: {', '.join(name for name, inner in _section_of(loc).model_fields.items() if inner.is_required())}."
-
-
-def _expected(detail: ErrorDetails) -> str:
-    """What a wrong value should have been."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    plain = {
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
-        "float_type": "a number",
-        "finite_number": "a finite number",
-        "bool_type": "true or false",
-        "string_type": "text",
-        "string_too_short": "text",
-        "list_type": "a list",
-        "dict_type": "keys and values",
-        "model_type": "keys and values",
-    }
-    bounds = {"greater_than": "above {gt:g}", "greater_than_equal": "of at least {ge:g}"}
-    bounds |= {"less_than": "below {lt:g}", "less_than_equal": "of at most {le:g}"}
-    if kind in plain:
-        return f"expected {plain[kind]}."
-    if kind in bounds:
-        return f"expected a number {bounds[kind].format(**context)}."
-    if kind == "literal_error":
-        allowed = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        close = difflib.get_close_matches(str(detail["input"]), allowed, n=1)
-        return f"expected one of {', '.join(allowed)}." + (f" Did you mean `{close[0]}`?" if close else "")
-    return f"{context['error']}." if "error" in context else f"{detail['msg']}."

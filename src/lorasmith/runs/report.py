@@ -16,7 +16,8 @@ from lorasmith.hardware import Hardware, held_gib, peak_memory_gib
 from lorasmith.leaks import clean_folder
 from lorasmith.memory.plans import Plan, keep_speed
 from lorasmith.models import template_hash
-from lorasmith.recipe import Recipe, recipe_text
+from lorasmith.recipe import Recipe
+from lorasmith.recipe_sections import recipe_text
 from lorasmith.reliability.resume import Resume
 from lorasmith.runs import folder as run_folder
 from lorasmith.runs.card import write_card
