@@ -19,6 +19,7 @@ FLOORS = {
     "recipe_file": 1,
     "recipe_checks": 1,
     "recipe_sections": 1,
+    "preparation": 1,
     "templates": 0,
     "user_cache": 0,
     "recipe": 1,
@@ -33,6 +34,7 @@ FLOORS = {
     "checkup": 3,
     "reliability": 3,
     "speed": 3,
+    "preparing": 4,
     "runs": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))

@@ -26,8 +26,13 @@ _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _CORE_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp")
 
 
-def read_recipe(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Places]:
+def read_recipe(
+    path: Path | None, overrides: list[str], given: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], Places]:
     """Values of a recipe file with `section.key=value` overrides laid over it.
+
+    Args:
+        given: Plain values of the command line, laid over the file's, or, with no path, all there are.
 
     Returns:
         The nested values, and for each key path the place to name in an error: `file:line` or `command line`.
@@ -35,6 +40,15 @@ def read_recipe(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Place
     Raises:
         RecipeError: If the file cannot be read, is not YAML, repeats a key, or an override is not `key=value`.
     """
+    values, places = _read_file(path) if path is not None else ({}, {})
+    for key, value in (given or {}).items():
+        values[key], places[(key,)] = value, "command line"
+    for override in overrides:
+        _apply(override, values, places)
+    return values, places
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], Places]:
     if path.is_dir():
         raise RecipeError(f"{path} is a folder; expected a recipe file (.yaml).")
     try:
@@ -53,8 +67,6 @@ def read_recipe(path: Path, overrides: list[str]) -> tuple[dict[str, Any], Place
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"is {show(values)}"
         raise RecipeError(f"{path}:1: the recipe {found}; expected sections such as `model:` and `data:`.")
-    for override in overrides:
-        _apply(override, values, places)
     return values, places
 
 

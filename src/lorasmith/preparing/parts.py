@@ -1,0 +1,330 @@
+"""One batch of raw rows made into a part: read, converted, cleaned, masked, and what later steps need to know of each.
+
+A part is three files in the work folder: `N.jsonl` with the rows, `N.npz` with their numbers, and `N.json` with the
+account. The account is written last, so that a part is whole where it exists.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorasmith.data import convert
+from lorasmith.data.files import line_record
+from lorasmith.data.formats import renamed
+from lorasmith.data.openai import problems
+from lorasmith.errors import DataError
+from lorasmith.preparation import Preparation
+from lorasmith.preparing.clean import Cleaner, excerpts, language, normalised
+from lorasmith.preparing.contamination import Evaluations, met
+from lorasmith.preparing.private import Masker
+from lorasmith.preparing.sources import Batch, File
+from lorasmith.preparing.split import drawn
+from lorasmith.preparing.summary import Change
+from lorasmith.preparing.texts import everywhere, said
+from lorasmith.preparing.words import Words, content_hash, signatures
+
+SHOWN = 300  # characters of a row in an example
+NUMBERS: dict[str, Any] = {
+    "line": np.uint32,
+    "exact": np.uint64,
+    "normal": np.uint64,
+    "prompt": np.uint64,
+    "group": np.uint64,
+    "draw": np.float64,
+    "characters": np.uint32,
+    "tokens": np.uint32,
+    "words": np.uint32,
+    "offset": np.uint64,
+    "label": np.int32,
+    "language": np.int16,
+}
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of a batch.
+
+    Attributes:
+        rows: Rows that were read, broken ones included.
+        rejected: (place, reason) of broken ones.
+        removed: (line, reason) of rows that cleaning, masking or decontamination left out.
+        examples: Reason -> excerpts of removed rows.
+        changes: Cleaning step -> altered rows and excerpts.
+        met: (line, evaluation set, how) of rows that give it away.
+        masked: (row, kind, items) of masked rows.
+        labels, languages, times: Texts that the numbers of `label` and `language`, or the rows themselves, stand for.
+    """
+
+    path: str
+    source: int
+    rows: int = 0
+    converted: int = 0
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    removed: list[tuple[int, str]] = field(default_factory=list)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    changed: int = 0
+    met: list[tuple[int, str, str]] = field(default_factory=list)
+    masked: list[tuple[int, str, int]] = field(default_factory=list)
+    masks_shown: list[dict[str, str]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Kept:
+    """A row on its way through the steps: the record as it is written later, and its texts before they were masked."""
+
+    line: int
+    record: dict[str, Any]
+    raw: str
+    texts: list[str]
+    prompt: str = ""
+    place: str = ""
+
+
+class Maker:
+    """Makes parts of batches; one in each process.
+
+    Args:
+        kinds: Shape of each source's rows.
+        to: Shape that is written, or None for the sources' own.
+        known: Evaluation sets to keep out.
+    """
+
+    def __init__(
+        self, recipe: Preparation, files: list[File], kinds: list[str], known: Evaluations, work: Path
+    ) -> None:
+        self.recipe, self.files, self.kinds, self.known, self.work = recipe, files, kinds, known, work
+        self.words = Words()
+        self._cleaners: dict[str, Cleaner] = {}
+
+    def make(self, batch: Batch) -> int:
+        """Write the part of a batch and give its number of rows."""
+        file = self.files[batch.file]
+        account = Account(file.path, file.source)
+        kept = self._screened(self._read(batch, file, account), account)
+        lines, numbers = self._written(kept, account)
+        path = self.work / f"{batch.index:06d}"
+        path.with_suffix(".jsonl").write_bytes(b"".join(lines))
+        with path.with_suffix(".npz").open("wb") as out:
+            np.savez(out, **numbers)  # type: ignore[arg-type]  # the names are arrays, not its one option
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps(asdict(account), ensure_ascii=False), encoding="utf-8", errors="replace")
+        os.replace(beside, path.with_suffix(".json"))
+        return account.rows
+
+    def _read(self, batch: Batch, file: File, account: Account) -> list[Kept]:
+        """The rows of a batch, converted and cleaned."""
+        source = self.kinds[file.source]
+        kind = source if file.reader != "documents" else "text"
+        kept: list[Kept] = []
+        for place, value in _records_of(batch, file):
+            account.rows += 1
+            try:
+                kept += self._row(place, renamed(value, self.recipe.read.columns), kind, account)
+            except DataError as error:
+                account.rejected.append((place, str(error).removeprefix(f"{place}: ")))
+        return kept
+
+    def _row(self, place: str, value: Any, kind: str, account: Account) -> list[Kept]:
+        convert.check(value, kind, place)
+        to = self.recipe.read.to
+        rows = convert.converted(value, kind, to, place)
+        found = []
+        for record in rows:
+            row = self._cleaned(place, record, to or kind, account)
+            if row is not None:
+                found.append(row)
+        account.converted += len(rows)
+        return found
+
+    def _cleaned(self, place: str, record: dict[str, Any], kind: str, account: Account) -> Kept | None:
+        if kind == "openai" and (wrong := problems(record, place)):
+            raise DataError(f"{place}: {wrong[0].removeprefix(f'{place}: ')}")
+        cleaner = self._cleaner(kind)
+        line = _line(place)
+        raw = "\n".join(said(record, cleaner.fields))
+        record, changes = cleaner.row(record)
+        texts = said(record, cleaner.fields)
+        if self.recipe.split.by != "hash":
+            _column(record, self.recipe.split.column, place)
+        reason = cleaner.refusal(record, _only_answer(record, kind))
+        if reason:
+            self._remove(line, place, reason, "\n".join(texts), account)
+            return None
+        if changes:
+            account.changed += 1
+        for name, (before, after) in changes.items():
+            change = account.changes.setdefault(name, Change())
+            change.rows += 1
+            if len(change.examples) < self.recipe.report.examples:
+                change.examples.append({"place": place, "before": self._masked(before), "after": self._masked(after)})
+        return Kept(line, record, raw, texts, convert.prompt_of(record, kind), place)
+
+    def _cleaner(self, kind: str) -> Cleaner:
+        if kind not in self._cleaners:
+            self._cleaners[kind] = Cleaner(self.recipe.clean, kind, convert.text_fields(kind))
+        return self._cleaners[kind]
+
+    def _masked(self, text: str) -> str:
+        return Masker(self.recipe.private.wanted).mask(text)
+
+    def _remove(self, line: int, place: str, reason: str, text: str, account: Account) -> None:
+        account.removed.append((line, reason))
+        shown = account.examples.setdefault(reason, [])
+        if len(shown) < self.recipe.report.examples:
+            shown.append({"place": place, "text": self._masked(text[:SHOWN])})
+
+    def _screened(self, rows: list[Kept], account: Account) -> list[Kept]:
+        """The rows that meet no evaluation set."""
+        if not self.known.names:
+            return rows
+        asked = [[row.prompt, *(text for text in row.texts if text != row.prompt)] for row in rows]
+        found = met(self.known, self.words, asked)
+        for i, (name, how) in found.items():
+            account.met.append((rows[i].line, name, how))
+            self._remove(rows[i].line, rows[i].place, "contaminated", "\n".join(rows[i].texts), account)
+        return [row for i, row in enumerate(rows) if i not in found]
+
+    def _written(self, rows: list[Kept], account: Account) -> tuple[list[bytes], dict[str, Any]]:
+        """The rows as lines, masked, and their numbers."""
+        wanted = self.recipe.private.wanted
+        lines: list[bytes] = []
+        kept: list[Kept] = []
+        for row in rows:
+            if wanted:
+                masker = Masker(wanted)
+                masked = everywhere(row.record, masker.mask)
+                if masker.counts:
+                    if self.recipe.private.action == "drop":
+                        self._remove(row.line, row.place, "private data", "\n".join(row.texts), account)
+                        continue
+                    account.masked += [(len(kept), kind, count) for kind, count in sorted(masker.counts.items())]
+                    self._show_mask(row, account)
+                row.record = masked
+            try:
+                text = json.dumps(row.record, ensure_ascii=False, default=str, allow_nan=False)
+                lines.append(text.encode("utf-8") + b"\n")
+            except ValueError:
+                account.rejected.append((row.place, "half of a character, or a number that is none, in a column."))
+                continue
+            kept.append(row)
+        return lines, self._numbers(kept, lines, account)
+
+    def _show_mask(self, row: Kept, account: Account) -> None:
+        """An excerpt of a masked row, what was masked blacked out."""
+        if len(account.masks_shown) >= self.recipe.report.examples:
+            return
+        text = "\n".join(row.texts)
+        after = self._masked(text)
+        if after != text:
+            _, shown = excerpts(text, after)
+            account.masks_shown.append({"place": row.place, "before": "", "after": self._masked(shown)})
+
+    def _numbers(self, rows: list[Kept], lines: list[bytes], account: Account) -> dict[str, Any]:
+        seed, split = self.recipe.seed, self.recipe.split
+        joined = ["\n".join(row.texts) for row in rows]
+        hashes, starts = self.words.of(joined)
+        labels = [_shown_label(row.record, split.label) for row in rows]
+        account.labels = sorted(set(labels) - {""})
+        places = [_column(row.record, split.column, row.place) if split.by != "hash" else "" for row in rows]
+        groups = places if split.by == "group" else [""] * len(rows)
+        account.times = places if split.by == "time" else []
+        spoken = [language(text) for text in joined] if self.recipe.clean.languages else [""] * len(rows)
+        account.languages = sorted(set(spoken))
+        asked = [normalised(row.prompt or text) for row, text in zip(rows, joined, strict=True)]
+        columns: dict[str, Any] = {
+            "line": [row.line for row in rows],
+            "exact": [content_hash(f"{label}\0{row.raw}") for row, label in zip(rows, labels, strict=True)],
+            "normal": [content_hash(f"{label}\0{normalised(t)}") for t, label in zip(joined, labels, strict=True)],
+            "prompt": [content_hash(text) for text in asked],
+            "group": [content_hash(one) for one in groups],
+            "draw": [drawn(seed, group or text) for group, text in zip(groups, asked, strict=True)],
+            "characters": [len(text) for text in joined],
+            "tokens": self.count_tokens(joined),
+            "words": np.diff(starts),
+            "offset": np.cumsum([0, *map(len, lines)])[:-1] if lines else [],
+            "label": [account.labels.index(one) if one else -1 for one in labels],
+            "language": [account.languages.index(one) for one in spoken],
+        }
+        numbers: dict[str, Any] = {name: np.array(columns[name], dtype=kind) for name, kind in NUMBERS.items()}
+        if self.recipe.duplicates.near:
+            numbers["signature"] = signatures(hashes, starts)
+        return numbers
+
+    @cached_property
+    def count_tokens(self) -> Callable[[list[str]], list[int]]:
+        """Tokens of texts by the named tokenizer; zeros where none is named."""
+        return token_counter(self.recipe.report.tokenizer)
+
+
+def token_counter(name: str | None) -> Callable[[list[str]], list[int]]:
+    """A function that counts the tokens of texts.
+
+    Args:
+        name: A tokenizer.json, a folder or hub id that has one; None: counts are 0.
+
+    Raises:
+        DataError: If it is not found.
+    """
+    if name is None:
+        return lambda texts: [0] * len(texts)
+    from tokenizers import Tokenizer
+
+    from lorasmith.memory.facts import tokenizer_folder
+
+    path = Path(name)
+    if not path.is_file():
+        folder = tokenizer_folder(name, "main")
+        path = folder / "tokenizer.json" if folder is not None else path
+    if not path.is_file():
+        raise DataError(f"report.tokenizer: {name} has no tokenizer.json here. Name a folder or file that has one.")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda texts: [len(one.ids) for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def _records_of(batch: Batch, file: File) -> list[tuple[str, Any]]:
+    if not batch.lines:
+        return batch.records
+    found = [line_record(file.path, number, line) for number, line in enumerate(batch.lines, batch.first)]
+    return [one for one in found if one is not None]
+
+
+def _line(place: str) -> int:
+    number = place.rpartition(":")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _only_answer(record: dict[str, Any], kind: str) -> str:
+    """The answer of a row that has one alone and calls no tools; a conversation may well decline in between."""
+    turns = record.get("messages", record.get("conversations"))
+    if isinstance(turns, list):
+        spoken = [one for one in turns if one.get("role", one.get("from")) in ("assistant", "gpt")]
+        if len(spoken) != 1 or record.get("tools"):
+            return ""
+    return convert.answer_of(record, kind)
+
+
+def _shown_label(record: dict[str, Any], name: str | None) -> str:
+    """A row's label as text, or nothing where it has none."""
+    value = record.get(name) if name else None
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _column(record: dict[str, Any], name: str | None, place: str) -> str:
+    value = record.get(name) if name else None
+    if value is None or isinstance(value, dict | list):
+        raise DataError(f"{place}: {name}: missing, the column that split.by needs. Give it to every row.")
+    return str(value)

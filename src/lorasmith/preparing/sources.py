@@ -1,0 +1,211 @@
+"""The files behind a recipe's sources, in batches of raw rows that another process can work on."""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lorasmith.data.convert import recognise
+from lorasmith.data.documents import DOCUMENT_KINDS
+from lorasmith.data.files import FILE_KINDS, LINE_KINDS, Record, file_kind, raw_lines, records
+from lorasmith.data.formats import renamed
+from lorasmith.errors import DataError
+from lorasmith.preparation import Preparation
+
+BATCH_BYTES = 4 << 20
+BATCH_ROWS = 2000
+LOOKED_AT = 1000  # rows whose shape decides that of a source
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a source, or a hub data set.
+
+    Attributes:
+        source: Index of its source.
+        reader: "lines" (jsonl), "records" (other files of rows), "documents" (text) or "hub".
+        bytes: Its size, 0 for a hub data set.
+        sha256: Of its bytes, or nothing for a hub data set.
+    """
+
+    source: int
+    path: str
+    reader: str
+    bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Raw rows of one file: numbered lines of jsonl, or records.
+
+    Attributes:
+        first: Number of the first line.
+        read_bytes: How many bytes of all files are behind it, for the progress.
+    """
+
+    index: int
+    file: int
+    first: int = 1
+    lines: list[bytes] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    read_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lines) or len(self.records)
+
+
+def find_files(recipe: Preparation) -> list[File]:
+    """The files of all sources, in order, each with its hash.
+
+    Raises:
+        DataError: If a source holds none.
+    """
+    return [
+        File(index, path, reader, *_identity(path, reader))
+        for index, (source, _) in enumerate(recipe.weighted_sources)
+        for path, reader in _expanded(source)
+    ]
+
+
+def _expanded(source: str) -> list[tuple[str, str]]:
+    path = Path(source)
+    if path.is_dir():
+        found = [one for one in sorted(path.rglob("*")) if one.is_file() and _reader(one)]
+        kinds = ", ".join((*FILE_KINDS, *DOCUMENT_KINDS))
+        if not found:
+            raise DataError(f"{source}: no rows in this folder; expected files of {kinds}.")
+        return [(str(one), _reader(one)) for one in found]
+    if path.exists():
+        return [(source, _reader(path) or "records")]
+    if glob.has_magic(source):
+        matching = [one for one in sorted(glob.glob(source, recursive=True)) if Path(one).is_file()]
+        if not matching:
+            raise DataError(f"{source}: no file matches this pattern.")
+        return [(one, _reader(Path(one)) or "records") for one in matching]
+    return [(source, "hub" if "/" in source and not path.suffix else "records")]
+
+
+def _reader(path: Path) -> str:
+    kind = file_kind(path)
+    if kind in LINE_KINDS:
+        return "lines"
+    return "records" if kind in FILE_KINDS else "documents" if path.suffix.lower() in DOCUMENT_KINDS else ""
+
+
+def _identity(path: str, reader: str) -> tuple[int, str]:
+    if reader == "hub" or not Path(path).is_file():
+        return 0, ""
+    try:
+        with open(path, "rb") as file:
+            return Path(path).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return 0, ""  # what is wrong with it is told when it is read
+
+
+def kinds_of(recipe: Preparation, files: list[File], count: Any) -> list[str]:
+    """The shape of each source, recognised by its first rows unless the recipe says it.
+
+    Raises:
+        DataError: If no shape fits.
+    """
+    found = []
+    for index, (source, _) in enumerate(recipe.weighted_sources):
+        mine = [one for one in files if one.source == index]
+        if all(one.reader == "documents" for one in mine):
+            found.append("text")
+        elif recipe.read.format != "auto":
+            found.append(recipe.read.format)
+        else:
+            found.append(_recognised(recipe, mine, source))
+    return found
+
+
+def _recognised(recipe: Preparation, files: list[File], source: str) -> str:
+    seen: list[Any] = []
+    broken: DataError | None = None
+    for file in files:
+        if file.reader != "documents":
+            try:
+                taken = islice(records(file.path, recipe.read.subset, recipe.read.split), LOOKED_AT - len(seen))
+                for _, value in taken:
+                    seen.append(renamed(value, recipe.read.columns))
+            except DataError as error:
+                broken = broken or error
+    whole = [one for one in seen if not isinstance(one, DataError)]
+    if not whole:
+        first = broken or next((one for one in seen if isinstance(one, DataError)), None)
+        raise first or DataError(f"{source}: no rows. Give at least one.")
+    try:
+        return recognise(whole)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+
+
+def batches(recipe: Preparation, files: list[File], count: Any) -> Iterator[Batch]:
+    """All rows of all files, in order.
+
+    Args:
+        count: Tokens of a text, for cutting documents.
+    """
+    index, behind = 0, 0
+    for number, file in enumerate(files):
+        rows = 0
+        for first, lines, found in _pieces(recipe, file, count):
+            rows += len(lines) or len(found)
+            share = sum(map(len, lines))
+            behind += share
+            yield Batch(index, number, first, lines, found, behind)
+            index += 1
+        behind = sum(one.bytes for one in files[: number + 1])
+
+
+def _pieces(recipe: Preparation, file: File, count: Any) -> Iterator[tuple[int, list[bytes], list[Record]]]:
+    if file.reader == "lines":
+        yield from _of_lines(file)
+        return
+    found: list[Record] = []
+    for record in _told(_records(recipe, file, count), file):
+        found.append(record)
+        if len(found) >= BATCH_ROWS:
+            yield 1, [], found
+            found = []
+    if found:
+        yield 1, [], found
+
+
+def _records(recipe: Preparation, file: File, count: Any) -> Iterator[Record]:
+    if file.reader == "documents":
+        from lorasmith.data.documents import documents
+
+        return documents(Path(file.path), recipe.read.chunk_tokens, count)
+    return records(file.path, recipe.read.subset, recipe.read.split)
+
+
+def _told(found: Iterator[Record], file: File) -> Iterator[Record]:
+    """The records, and what kept the rest from being read as one more that is broken."""
+    try:
+        yield from found
+    except DataError as error:
+        yield file.path, error
+
+
+def _of_lines(file: File) -> Iterator[tuple[int, list[bytes], list[Record]]]:
+    first, lines, size = 1, [], 0
+    try:
+        for number, line in raw_lines(Path(file.path)):
+            lines.append(line)
+            size += len(line)
+            if size >= BATCH_BYTES or len(lines) >= BATCH_ROWS:
+                yield first, lines, []
+                first, lines, size = number + 1, [], 0
+    except DataError as error:
+        if lines:
+            yield first, lines, []
+        yield 1, [], [(file.path, error)]
+        return
+    if lines:
+        yield first, lines, []
