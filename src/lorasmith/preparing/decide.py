@@ -129,9 +129,9 @@ def decide(recipe: Preparation, rows: Rows) -> Decision:
         if wanted:
             same.join_equal(columns[name])
             why[(why == KEPT) & ~_firsts(columns[name], rank)] = level
-    contradicted: list[tuple[int, int]] = []
     if rows.signatures is not None:
-        _join_near(recipe, rows, why, same, together, contradicted)
+        asked = np.flatnonzero((why == KEPT) & (columns["words"] >= section.min_words))
+        _join_near(recipe, rows, asked, same, together)
     of, kept = _kept(same, rank)
     why[(why == KEPT) & ~kept] = NEAR
     why[kept] = KEPT
@@ -139,7 +139,7 @@ def decide(recipe: Preparation, rows: Rows) -> Decision:
     moved = np.flatnonzero(roots != np.arange(count))
     for row, root in zip(moved.tolist(), roots[moved].tolist(), strict=True):
         together.join(row, root)
-    for name in ("prompt", *(("group",) if recipe.split.by == "group" else ())):
+    for name in ("prompt", "content", *(("group",) if recipe.split.by == "group" else ())):
         together.join_equal(columns[name])
     if recipe.split.by == "time":
         side = split.by_time(recipe.split, [one for account in rows.accounts for one in account.times], together)
@@ -147,7 +147,7 @@ def decide(recipe: Preparation, rows: Rows) -> Decision:
         side = split.by_hash(recipe.split, columns["draw"], together)
     notes = split.notes(recipe.split, side[why == KEPT], together) if count else []
     copies = np.where(why == KEPT, _copies(recipe, rows, side), 0)
-    return Decision(why, of, side, copies, contradicted, notes)
+    return Decision(why, of, side, copies, _contradicted(rows, why), notes)
 
 
 def _firsts(keys: NDArray[np.uint64], rank: Numbers) -> NDArray[np.bool_]:
@@ -158,15 +158,8 @@ def _firsts(keys: NDArray[np.uint64], rank: Numbers) -> NDArray[np.bool_]:
     return first
 
 
-def _join_near(
-    recipe: Preparation,
-    rows: Rows,
-    why: NDArray[np.int8],
-    same: Groups,
-    together: Groups,
-    contradicted: list[tuple[int, int]],
-) -> None:
-    """Join near-duplicates; those with another label stay together in the split but are both kept."""
+def _join_near(recipe: Preparation, rows: Rows, asked: Numbers, same: Groups, together: Groups) -> None:
+    """Join near-duplicates; of rows with different labels both are kept, on one side of the split."""
     assert rows.signatures is not None
     words = Words()
 
@@ -174,14 +167,22 @@ def _join_near(
         hashes, starts = words.of([rows.text(first), rows.text(second)])
         return similarity(hashes[: starts[1]], hashes[starts[1] :])
 
-    asked = np.flatnonzero((why == KEPT) & (rows.columns["words"] >= recipe.duplicates.min_words))
-    label = rows.columns["label"]
-    for first, second in near_pairs(rows.signatures, asked, recipe.duplicates.threshold, exact):
-        together.join(first, second)
-        if label[first] == label[second]:
+    labels = rows.columns["label"][asked]
+    for value in np.unique(labels):
+        for first, second in near_pairs(rows.signatures, asked[labels == value], recipe.duplicates.threshold, exact):
             same.join(first, second)
-        elif (rows.signatures[first] == rows.signatures[second]).all():
-            contradicted.append((first, second))
+    if len(np.unique(labels)) > 1:
+        for first, second in near_pairs(rows.signatures, asked, recipe.duplicates.threshold, exact):
+            together.join(first, second)
+
+
+def _contradicted(rows: Rows, why: NDArray[np.int8]) -> list[tuple[int, int]]:
+    """Pairs of kept rows with one text and different labels."""
+    content = rows.columns["content"]
+    kept = np.flatnonzero((why == KEPT) & (rows.columns["label"] >= 0))
+    order = kept[np.argsort(content[kept], kind="stable")]
+    same = np.flatnonzero(content[order][1:] == content[order][:-1])
+    return sorted(zip(order[same].tolist(), order[same + 1].tolist(), strict=True))
 
 
 def _kept(same: Groups, rank: Numbers) -> tuple[Numbers, NDArray[np.bool_]]:

@@ -34,6 +34,7 @@ NUMBERS: dict[str, Any] = {
     "line": np.uint32,
     "exact": np.uint64,
     "normal": np.uint64,
+    "content": np.uint64,
     "prompt": np.uint64,
     "group": np.uint64,
     "draw": np.float64,
@@ -64,7 +65,6 @@ class Account:
     path: str
     source: int
     rows: int = 0
-    converted: int = 0
     rejected: list[tuple[str, str]] = field(default_factory=list)
     removed: list[tuple[int, str]] = field(default_factory=list)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
@@ -131,20 +131,18 @@ class Maker:
             try:
                 kept += self._row(place, renamed(value, self.recipe.read.columns), kind, account)
             except DataError as error:
+                if self.recipe.read.strict:
+                    raise
                 account.rejected.append((place, str(error).removeprefix(f"{place}: ")))
         return kept
 
     def _row(self, place: str, value: Any, kind: str, account: Account) -> list[Kept]:
         convert.check(value, kind, place)
         to = self.recipe.read.to
-        rows = convert.converted(value, kind, to, place)
-        found = []
-        for record in rows:
-            row = self._cleaned(place, record, to or kind, account)
-            if row is not None:
-                found.append(row)
-        account.converted += len(rows)
-        return found
+        rows = [
+            self._cleaned(place, record, to or kind, account) for record in convert.converted(value, kind, to, place)
+        ]
+        return [row for row in rows if row is not None]
 
     def _cleaned(self, place: str, record: dict[str, Any], kind: str, account: Account) -> Kept | None:
         if kind == "openai" and (wrong := problems(record, place)):
@@ -240,11 +238,13 @@ class Maker:
         account.times = places if split.by == "time" else []
         spoken = [language(text) for text in joined] if self.recipe.clean.languages else [""] * len(rows)
         account.languages = sorted(set(spoken))
-        asked = [normalised(row.prompt or text) for row, text in zip(rows, joined, strict=True)]
+        plain = [normalised(text) for text in joined]
+        asked = [normalised(row.prompt) or text for row, text in zip(rows, plain, strict=True)]
         columns: dict[str, Any] = {
             "line": [row.line for row in rows],
             "exact": [content_hash(f"{label}\0{row.raw}") for row, label in zip(rows, labels, strict=True)],
-            "normal": [content_hash(f"{label}\0{normalised(t)}") for t, label in zip(joined, labels, strict=True)],
+            "normal": [content_hash(f"{label}\0{text}") for text, label in zip(plain, labels, strict=True)],
+            "content": [content_hash(text) for text in plain],
             "prompt": [content_hash(text) for text in asked],
             "group": [content_hash(one) for one in groups],
             "draw": [drawn(seed, group or text) for group, text in zip(groups, asked, strict=True)],

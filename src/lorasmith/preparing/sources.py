@@ -2,7 +2,7 @@
 
 import glob
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,8 @@ from lorasmith.data.files import FILE_KINDS, LINE_KINDS, Record, file_kind, raw_
 from lorasmith.data.formats import renamed
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
+
+Count = Callable[[str], int]  # tokens of a text
 
 BATCH_BYTES = 4 << 20
 BATCH_ROWS = 2000
@@ -58,7 +60,7 @@ class Batch:
         return len(self.lines) or len(self.records)
 
 
-def find_files(recipe: Preparation) -> list[File]:
+def find_files(names: list[str]) -> list[File]:
     """The files of all sources, in order, each with its hash.
 
     Raises:
@@ -66,8 +68,8 @@ def find_files(recipe: Preparation) -> list[File]:
     """
     return [
         File(index, path, reader, *_identity(path, reader))
-        for index, (source, _) in enumerate(recipe.weighted_sources)
-        for path, reader in _expanded(source)
+        for index, name in enumerate(names)
+        for path, reader in _expanded(name)
     ]
 
 
@@ -106,21 +108,19 @@ def _identity(path: str, reader: str) -> tuple[int, str]:
         return 0, ""  # what is wrong with it is told when it is read
 
 
-def kinds_of(recipe: Preparation, files: list[File], count: Any) -> list[str]:
+def kinds_of(recipe: Preparation, names: list[str], files: list[File]) -> list[str]:
     """The shape of each source, recognised by its first rows unless the recipe says it.
 
     Raises:
         DataError: If no shape fits.
     """
     found = []
-    for index, (source, _) in enumerate(recipe.weighted_sources):
+    for index, name in enumerate(names):
         mine = [one for one in files if one.source == index]
         if all(one.reader == "documents" for one in mine):
             found.append("text")
-        elif recipe.read.format != "auto":
-            found.append(recipe.read.format)
         else:
-            found.append(_recognised(recipe, mine, source))
+            found.append(recipe.read.format if recipe.read.format != "auto" else _recognised(recipe, mine, name))
     return found
 
 
@@ -130,9 +130,8 @@ def _recognised(recipe: Preparation, files: list[File], source: str) -> str:
     for file in files:
         if file.reader != "documents":
             try:
-                taken = islice(records(file.path, recipe.read.subset, recipe.read.split), LOOKED_AT - len(seen))
-                for _, value in taken:
-                    seen.append(renamed(value, recipe.read.columns))
+                found = records(file.path, recipe.read.subset, recipe.read.split)
+                seen += [renamed(value, recipe.read.columns) for _, value in islice(found, LOOKED_AT - len(seen))]
             except DataError as error:
                 broken = broken or error
     whole = [one for one in seen if not isinstance(one, DataError)]
@@ -145,7 +144,7 @@ def _recognised(recipe: Preparation, files: list[File], source: str) -> str:
         raise DataError(f"{source}: {error}") from None
 
 
-def batches(recipe: Preparation, files: list[File], count: Any) -> Iterator[Batch]:
+def batches(recipe: Preparation, files: list[File], count: Count) -> Iterator[Batch]:
     """All rows of all files, in order.
 
     Args:
@@ -163,7 +162,7 @@ def batches(recipe: Preparation, files: list[File], count: Any) -> Iterator[Batc
         behind = sum(one.bytes for one in files[: number + 1])
 
 
-def _pieces(recipe: Preparation, file: File, count: Any) -> Iterator[tuple[int, list[bytes], list[Record]]]:
+def _pieces(recipe: Preparation, file: File, count: Count) -> Iterator[tuple[int, list[bytes], list[Record]]]:
     if file.reader == "lines":
         yield from _of_lines(file)
         return
@@ -177,7 +176,7 @@ def _pieces(recipe: Preparation, file: File, count: Any) -> Iterator[tuple[int, 
         yield 1, [], found
 
 
-def _records(recipe: Preparation, file: File, count: Any) -> Iterator[Record]:
+def _records(recipe: Preparation, file: File, count: Count) -> Iterator[Record]:
     if file.reader == "documents":
         from lorasmith.data.documents import documents
 
