@@ -16,6 +16,7 @@ from lorasmith.console import say
 from lorasmith.data.audit import SHOWN_ROWS, Account, account_lines, fingerprint, fit_lengths, marked
 from lorasmith.data.cache import tokenize_cached
 from lorasmith.data.formats import read_rows
+from lorasmith.data.manifest import preparation_line, preparation_of
 from lorasmith.data.mask import check_masks
 from lorasmith.data.render import TokenRow
 from lorasmith.data.rows import Read, Row, check_no_overlap, split_rows, weigh
@@ -82,7 +83,7 @@ def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row],
         train += weighted
     if section.eval is not None:
         found = read_rows(section.eval, section.subset, section.split, **options)
-        _say_read(found, f"{section.eval}, to evaluate on")
+        _say_read(found, section.eval, ", to evaluate on")
         held_out, rejected = found.rows, rejected + found.rejected
     elif held_out:
         say(f"rows: {len(held_out)} held out to evaluate on")
@@ -90,9 +91,11 @@ def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row],
     return train, held_out, rejected
 
 
-def _say_read(found: Read, source: str) -> None:
+def _say_read(found: Read, source: str, purpose: str = "") -> None:
     dropped = f", {len(found.rejected)} broken ones dropped" if found.rejected else ""
-    say(f"rows: {len(found.rows)} of {source}, recognised as {found.kind}{dropped}")
+    say(f"rows: {len(found.rows)} of {source}{purpose}, recognised as {found.kind}{dropped}")
+    if line := preparation_line(source):
+        say(line)
 
 
 @_uncollected()
@@ -154,6 +157,13 @@ def as_dataset(rows: list[TokenRow]) -> Dataset:
     """Token rows as the data set that trl's trainers take as it is."""
     columns = ("input_ids", "labels")
     return Dataset.from_dict({name: [np.asarray(getattr(row, name)) for row in rows] for name in columns})
+
+
+def preparations(section: Data) -> dict[str, Any]:
+    """For each file of the recipe that a preparation wrote: which one, and whether the file is still as written."""
+    names = [name for name, _ in section.sources] + ([section.eval] if section.eval else [])
+    found = {source_name(name): preparation_of(name) for name in names}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def source_names(section: Data) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.console import is_first_process, say
 from lorasmith.data.audit import write_audit
 from lorasmith.data.mask import template_contract
-from lorasmith.data.prepare import Prepared, source_name, source_names
+from lorasmith.data.prepare import Prepared, preparations, source_name, source_names
 from lorasmith.hardware import Hardware, held_gib, peak_memory_gib
 from lorasmith.leaks import clean_folder
 from lorasmith.memory.plans import Plan, keep_speed
@@ -66,6 +66,7 @@ def begin(
             "train": source_names(recipe.data),
             "eval": source_name(recipe.data.eval) if recipe.data.eval else None,
             "fingerprint": rows.fingerprint,
+            "preparations": preparations(recipe.data),
             **{f"{name}_account": asdict(account) for name, account in rows.accounts.items()},
         },
         "template_hash": template_hash(tokenizer),
