@@ -33,6 +33,7 @@ FLOORS = {
     "reliability": 3,
     "speed": 3,
     "runs": 4,
+    "preparing": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))
 SOURCE = Path(__file__).parent.parent / "src/lorasmith"
