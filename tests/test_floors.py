@@ -8,6 +8,8 @@ import pytest
 FLOORS = {
     "errors": 0,
     "failures": 0,
+    "figures": 0,
+    "html_page": 0,
     "console": 0,
     "leaks": 0,
     "limits": 0,
