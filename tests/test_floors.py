@@ -8,6 +8,8 @@ import pytest
 FLOORS = {
     "errors": 0,
     "failures": 0,
+    "figures": 0,
+    "html_page": 0,
     "console": 0,
     "leaks": 0,
     "limits": 0,
@@ -36,6 +38,7 @@ FLOORS = {
     "speed": 3,
     "preparing": 4,
     "runs": 4,
+    "preparing": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))
 SOURCE = Path(__file__).parent.parent / "src/lorasmith"

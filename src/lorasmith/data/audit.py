@@ -1,7 +1,6 @@
 """Show and check what the model will be trained on, before its weights are read."""
 
 import hashlib
-import html
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,9 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lorasmith import figures
 from lorasmith.console import plain
 from lorasmith.data.render import IGNORED, TokenRow
 from lorasmith.errors import DataError
+from lorasmith.html_page import page, shown
 
 SHOWN_ROWS = 3
 BINS = 24
@@ -170,21 +171,31 @@ def write_audit(
     report["mask_check"] = mask_check
     report["histogram"] = histogram([len(row.input_ids) for row in rows])
     (folder / "audit.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    body = [f"<p>{html.escape(mask_check)}</p>"] if mask_check else []
-    for name, account in accounts.items():
-        body += [f"<h2>{name}</h2>", *(f"<p>{html.escape(line)}</p>" for line in account_lines(account))]
-    body += ["<h2>lengths of the training rows, in tokens</h2>", _bars(report["histogram"])]
-    body.append("<h2>rows as the model sees them</h2><p>Trained tokens are <mark>marked</mark>.</p>")
+    text = _page(tokenizer, rows, accounts, mask_check, report["histogram"])
+    (folder / "audit.html").write_text(text, encoding="utf-8")
+
+
+def _page(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[TokenRow],
+    accounts: dict[str, Account],
+    mask_check: str,
+    bins: list[dict[str, int]],
+) -> str:
+    """audit.html."""
+    drawn = f"<figure>{figures.histogram(bins, 'tokens')}<figcaption>Training rows by length.</figcaption></figure>"
+    told = ["<p>Trained tokens are <mark>marked</mark>.</p>"]
     for row in rows[:SHOWN_ROWS]:
         pieces = (
-            f"<mark>{html.escape(text)}</mark>" if trained else html.escape(text)
-            for text, trained in _pieces(tokenizer, row)
+            f"<mark>{shown(text)}</mark>" if trained else shown(text) for text, trained in _pieces(tokenizer, row)
         )
-        body.append(f"<p>{html.escape(row.place)}</p><pre>{''.join(pieces)}</pre>")
-    style = "body{font-family:sans-serif;max-width:60em;margin:2em auto}"
-    style += "pre{white-space:pre-wrap;background:#f4f4f4;padding:1em}"
-    page = f'<!doctype html><meta charset="utf-8"><title>audit</title><style>{style}</style><h1>What is trained on</h1>'
-    (folder / "audit.html").write_text(page + "\n".join(body) + "\n", encoding="utf-8")
+        told.append(f'<p>{shown(row.place)}</p><pre dir="auto">{"".join(pieces)}</pre>')
+    sections = [
+        (f"account-{i}", name, "".join(f"<p>{shown(line)}</p>" for line in account_lines(account)))
+        for i, (name, account) in enumerate(accounts.items())
+    ]
+    sections += [("lengths", "Lengths in tokens", drawn), ("rows", "Rows as the model sees them", "\n".join(told))]
+    return page("What is trained on", mask_check, "", sections)
 
 
 def histogram(lengths: list[int]) -> list[dict[str, int]]:
@@ -198,17 +209,3 @@ def histogram(lengths: list[int]) -> list[dict[str, int]]:
         {"from": low + i * width, "to": low + (i + 1) * width - 1, "rows": counts.get(i, 0)}
         for i in range(max(counts) + 1)
     ]
-
-
-def _bars(bins: list[dict[str, int]]) -> str:
-    """A histogram as an SVG picture; hovering over a bar tells its range and count."""
-    most = max(one["rows"] for one in bins)
-    bars = []
-    for i, one in enumerate(bins):
-        height = 120 * one["rows"] / most
-        told = f"{one['from']} to {one['to']} tokens: {one['rows']} rows"
-        bars.append(
-            f'<rect x="{i * 24}" y="{120 - height:.1f}" width="22" height="{height:.1f}" fill="#4477aa">'
-            f'<title>{told}</title></rect><text x="{i * 24}" y="134" font-size="8">{one["from"]}</text>'
-        )
-    return f'<svg viewBox="0 0 {24 * len(bins)} 140" width="{24 * len(bins)}" height="140">{"".join(bars)}</svg>'
