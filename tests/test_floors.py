@@ -38,7 +38,6 @@ FLOORS = {
     "speed": 3,
     "preparing": 4,
     "runs": 4,
-    "preparing": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))
 SOURCE = Path(__file__).parent.parent / "src/lorasmith"

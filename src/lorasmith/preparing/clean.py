@@ -16,6 +16,7 @@ from lorasmith.preparing.texts import rewritten, said
 SHORT_ANSWER = 400  # characters; a longer answer that begins by declining goes on to say something
 LANGUAGE_LETTERS = 20  # fewer tell no language
 LANGUAGE_SHARE = 0.5  # how sure the detector must be
+ENDS_MATTER = ("prompt", "completion", "chosen", "rejected")  # fields whose texts follow one another as they are
 AROUND = 60  # characters shown on either side of a change
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
@@ -40,7 +41,7 @@ class Cleaner:
     """The steps of a recipe's `clean:`, for rows of one shape.
 
     Args:
-        kind: Shape of the rows; the ends of plain prompts and completions mean something and are kept.
+        kind: Shape of the rows.
         fields: Top-level fields that hold text; None: all.
     """
 
@@ -73,17 +74,14 @@ class Cleaner:
                 if name == "html" and (("<" not in text and "&" not in text) or is_about_markup()):
                     continue
                 new = step(text)
-                if name == "whitespace" and self._ends_matter(field):
-                    new = text[: len(text) - len(text.lstrip())] + new + text[len(text.rstrip()) :] if new else text
+                if name == "whitespace" and field not in ENDS_MATTER:
+                    new = new.strip()
                 if new != text:
                     changes.setdefault(name, excerpts(text, new))
                     text = new
             return text
 
         return rewritten(record, self.fields, change), changes
-
-    def _ends_matter(self, field: str) -> bool:
-        return field in ("prompt", "completion", "chosen", "rejected")
 
     def refusal(self, record: dict[str, Any], answer: str) -> str:
         """Why a cleaned row is left out, or nothing.
@@ -164,7 +162,7 @@ def _spaced(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\n\n\n" in text or "\n \n" in text or "\n\t" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
-    return text.strip()
+    return text
 
 
 def excerpts(before: str, after: str) -> tuple[str, str]:

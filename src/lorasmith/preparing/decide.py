@@ -1,6 +1,7 @@
 """What becomes of each row once all are known: which are duplicates, and on which side of the split the rest stand."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorasmith.data import convert
+from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
 from lorasmith.preparing import split
 from lorasmith.preparing.parts import NUMBERS, Account
@@ -116,9 +118,15 @@ class Decision:
 
 
 def decide(recipe: Preparation, rows: Rows) -> Decision:
-    """Duplicates and split of all rows."""
+    """Duplicates and split of all rows.
+
+    Raises:
+        DataError: If none is left.
+    """
     columns, section = rows.columns, recipe.duplicates
     count = len(rows)
+    if not count:
+        raise _nothing_left(rows)
     rank = np.arange(count)
     if section.keep == "longest":
         rank = np.empty(count, np.int64)
@@ -145,9 +153,19 @@ def decide(recipe: Preparation, rows: Rows) -> Decision:
         side = split.by_time(recipe.split, [one for account in rows.accounts for one in account.times], together)
     else:
         side = split.by_hash(recipe.split, columns["draw"], together)
-    notes = split.notes(recipe.split, side[why == KEPT], together) if count else []
+    notes = split.notes(recipe.split, side, together)
     copies = np.where(why == KEPT, _copies(recipe, rows, side), 0)
     return Decision(why, of, side, copies, _contradicted(rows, why), notes)
+
+
+def _nothing_left(rows: Rows) -> DataError:
+    rejected = [told for account in rows.accounts for told in account.rejected]
+    read = sum(account.rows for account in rows.accounts)
+    if rejected and len(rejected) == read:
+        return DataError(f"all {read} rows are broken. The first: {rejected[0][0]}: {rejected[0][1]}")
+    reasons = Counter(reason for account in rows.accounts for _, reason in account.removed)
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return DataError(f"no row is left of {read}: {told or 'the sources are empty'}. Look at the steps under `clean:`.")
 
 
 def _firsts(keys: NDArray[np.uint64], rank: Numbers) -> NDArray[np.bool_]:
