@@ -32,6 +32,7 @@ FLOORS = {
     "checkup": 3,
     "reliability": 3,
     "speed": 3,
+    "preparing": 4,
     "runs": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lorasmith.data.formats import parse_row, question_text, sharegpt_turn, system_turn, text_field
+from lorasmith.data.formats import COLUMNS, parse_row, question_text, sharegpt_turn, system_turn, text_field
 from lorasmith.data.messages import DROP, named_kind
 from lorasmith.data.rows import ASSISTANT
 from lorasmith.errors import DataError
@@ -17,19 +17,20 @@ _SHAREGPT = ("from", "role", "value", "content")
 
 def first_trained(messages: Turns) -> int:
     """Index of the first assistant turn whose weight is not 0; past the end if there is none."""
-    trained = (i for i, turn in enumerate(messages) if turn.get("role") == ASSISTANT and not _is_context(turn))
+    trained = (i for i, turn in enumerate(messages) if turn.get("role") == ASSISTANT and not is_context(turn))
     return next(trained, len(messages))
 
 
 def last_answer(messages: Turns) -> int:
     """Index of the first trained turn where weights of 0 tell it, else of what follows the last question."""
-    if any(turn.get("role") == ASSISTANT and _is_context(turn) for turn in messages):
+    if any(turn.get("role") == ASSISTANT and is_context(turn) for turn in messages):
         return first_trained(messages)
     asked = [i for i, turn in enumerate(messages) if turn.get("role") not in (ASSISTANT, "tool")]
     return asked[-1] + 1 if asked else 0
 
 
-def _is_context(turn: dict[str, Any]) -> bool:
+def is_context(turn: dict[str, Any]) -> bool:
+    """Whether a turn has a weight of 0."""
     return any(turn.get(name) is not None and turn[name] == 0 for name in ("weight", "loss_weight"))
 
 
@@ -45,7 +46,7 @@ def divided(record: dict[str, Any], place: str, where: Callable[[Turns], int], k
     Raises:
         DataError: If the columns are not there or hold neither text nor turns.
     """
-    kind = kind or _conversational(record, place)
+    kind = kind or conversational(record, place)
     if kind == "prompt+completion":
         asked, answered = (one_answer(record[name], name, place) for name in ("prompt", "completion"))
         if isinstance(asked, str) and isinstance(answered, str):
@@ -60,17 +61,16 @@ def divided(record: dict[str, Any], place: str, where: Callable[[Turns], int], k
     return messages[:at], messages[at:]
 
 
-def _conversational(record: dict[str, Any], place: str) -> str:
-    columns = {
-        "messages": ("messages",),
-        "sharegpt": ("conversations",),
-        "prompt+completion": ("prompt", "completion"),
-        "instruction+output": ("instruction", "output"),
-        "question+answer": ("question", "answer"),
-    }
-    kind = next((kind for kind, names in columns.items() if all(name in record for name in names)), None)
+def conversational(record: dict[str, Any], place: str) -> str:
+    """The format, a name in `formats.COLUMNS`, by which a record asks and answers.
+
+    Raises:
+        DataError: If it does not.
+    """
+    kinds = {kind: names for kind, names in COLUMNS.items() if names != ("text",)}
+    kind = next((kind for kind, names in kinds.items() if all(name in record for name in names)), None)
     if kind is None:
-        raise DataError(f"{place}: no answer; expected one of {', '.join(columns)}. {DROP}")
+        raise DataError(f"{place}: no answer; expected one of {', '.join(kinds)}. {DROP}")
     return kind
 
 

@@ -110,7 +110,7 @@ def _read(
 
 def is_pair(record: dict[str, Any]) -> bool:
     """Whether a record has two answers, of which one is preferred."""
-    return ("chosen" in record and "rejected" in record) or _is_openai_pair(record)
+    return ("chosen" in record and "rejected" in record) or is_openai_pair(record)
 
 
 def is_judged(record: dict[str, Any]) -> bool:
@@ -122,7 +122,8 @@ def is_judged(record: dict[str, Any]) -> bool:
     return conversational or (tagged and {"instruction", "output"} <= record.keys())
 
 
-def _is_openai_pair(record: dict[str, Any]) -> bool:
+def is_openai_pair(record: dict[str, Any]) -> bool:
+    """Whether two answers stand in OpenAI's columns for them."""
     return "preferred_output" in record and "non_preferred_output" in record
 
 
@@ -133,7 +134,7 @@ def pair_of(record: Any, place: str) -> Pair:
         DataError: Naming the place and the field that is wrong.
     """
     prompt, chosen, rejected = split_pair(record, place)
-    asked = record["input"] if _is_openai_pair(record) else record
+    asked = record["input"] if is_openai_pair(record) else record
     pair = Pair(
         place,
         _checked(prompt, "prompt", place, answer=False),
@@ -177,7 +178,7 @@ def split_pair(record: Any, place: str) -> tuple[Said, Said, Said]:
         DataError: If the record has no such parts.
     """
     check_record(record, place)
-    if _is_openai_pair(record):
+    if is_openai_pair(record):
         return _openai_pair(record, place)
     for name in ("chosen", "rejected"):
         if name not in record:
