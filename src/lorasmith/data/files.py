@@ -1,6 +1,6 @@
 """Records out of files, folders or the hub, each with its line. Strict: what another reader rejects, this one does."""
 
-import csv
+import codecs
 import gzip
 import io
 import os
@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorasmith.data.strict_json import NotJson, parse_json, parse_json_at, shown, skip_space
+from lorasmith.data.json_list import LONGEST, listed_records
+from lorasmith.data.strict_json import NotJson, parse_json, shown, skip_space
+from lorasmith.data.tables import check_names, table_records
 from lorasmith.errors import DataError, UnreachableError
 
 FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
 BROKEN = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise
-LONGEST_LINE = 64 << 20  # bytes
+PIECE = 1 << 20  # bytes that are read at a time
+BATCH = 4096  # rows of parquet that are in memory at a time
 BOMB, BOMB_RATIO = 64 << 20, 500  # bytes that any file may unpack to, and beyond, how many times its size
 AGAIN = "Fetch or write the file again."
 
@@ -173,10 +176,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     with _open(path) as file:
         try:
-            while line := file.readline(LONGEST_LINE + 1):
+            while line := file.readline(LONGEST + 1):
                 number += 1
-                if len(line) > LONGEST_LINE:
-                    raise DataError(f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB; expected a row.")
+                if len(line) > LONGEST:
+                    raise DataError(f"{path}:{number}: a line of more than {LONGEST >> 20} MiB; expected a row.")
                 yield number, line
         except BROKEN as error:
             raise DataError(f"{path}:{number + 1}: {_unreadable(error)}") from None
@@ -192,86 +195,37 @@ def _several_lines(text: str) -> str:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    text = _whole(path)
-    at = skip_space(text, 0)
-    if not text.startswith("[", at):
-        yield from _jsonl(path)
-        return
-    line, counted = 1, 0
-    at = skip_space(text, at + 1)
-    more = not text.startswith("]", at)
-    while more:
-        line, counted = line + text.count("\n", counted, at), at
-        place = f"{path}:{line}"
-        try:
-            record, at = parse_json_at(text, at)
-        except NotJson as error:
-            raise DataError(f"{path}:{error.line or line}: not valid JSON ({error}). Fix the file.") from None
-        yield place, record
-        at = skip_space(text, at)
-        more = text.startswith(",", at)
-        if more:
-            at = skip_space(text, at + 1)
-        elif not text.startswith("]", at):
-            line += text.count("\n", counted, at)
-            raise DataError(f"{path}:{line}: not valid JSON (expected `,` or `]` after a row). Fix the file.")
-    rest = skip_space(text, at + 1)
-    if rest < len(text):
-        raise DataError(f"{path}:{text.count(chr(10), 0, rest) + 1}: text after the closing `]`. Fix the file.")
+    beginning = next((text for text in _texts(path) if skip_space(text, 0) < len(text)), "")
+    listed = beginning.startswith("[", skip_space(beginning, 0))
+    yield from listed_records(path, _texts(path)) if listed else _jsonl(path)
 
 
-def _whole(path: Path) -> str:
-    """A file's text.
+def _csv(path: Path) -> Iterator[Record]:
+    yield from table_records(path, _texts(path), "\t" if _kind(path) == ".tsv" else ",")
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """A file's text in pieces.
 
     Raises:
         DataError: With the line of the first byte that is not UTF-8.
     """
-    with _open(path) as file:
-        data = b"".join(iter(lambda: file.read(1 << 24), b"")).removeprefix(BOM)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
-
-
-def _csv(path: Path) -> Iterator[Record]:
-    delimiter = "\t" if _kind(path) == ".tsv" else ","
-    text = _whole(path)
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{path}:{line}: a NUL byte, as in UTF-16. Save the file as UTF-8.")
-    csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    header: list[str] = []
+    decode = codecs.getincrementaldecoder("utf-8")().decode
     line = 1
-    try:
-        for cells in reader:
-            place, line = f"{path}:{line}", reader.line_num + 1
-            if not header:
-                header = [cell.strip() for cell in cells]
-                _check_header(header, delimiter, place)
-            elif cells and len(cells) != len(header):
-                wanted = f"{len(cells)} cells; the header has {len(header)} columns"
-                yield place, DataError(f"{place}: {wanted}. Fix the line.")
-            elif cells:
-                yield place, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        reason = str(error).replace("\t", "\\t")
-        raise DataError(f"{path}:{line}: not valid CSV ({reason}). Fix the line.") from None
-
-
-def _check_header(header: list[str], delimiter: str, place: str) -> None:
-    _check_names(header, place)
-    other = next((mark for mark in ";\t,|" if len(header) == 1 and mark in header[0] and mark != delimiter), None)
-    if other:
-        wanted = "tabs" if delimiter == "\t" else "commas, or for tabs a name that ends in .tsv"
-        raise DataError(f"{place}: columns separated by {other!r}; expected {wanted}.")
-
-
-def _check_names(header: list[str], place: str) -> None:
-    if len(set(header)) < len(header):
-        raise DataError(f"{place}: a column name is given twice. Rename one.")
+    with _open(path) as file:
+        data = file.read(PIECE)
+        piece = data.removeprefix(BOM)
+        while True:
+            try:
+                text = decode(piece, final=not data)
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
+            line += text.count("\n")
+            yield text
+            if not data:
+                return
+            piece = data = file.read(PIECE)
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -285,8 +239,8 @@ def _parquet(path: Path) -> Iterator[Record]:
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
-        _check_names(file.schema_arrow.names, str(path))
-        for batch in file.iter_batches():
+        check_names(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(BATCH):
             for record in _of_batch(batch):
                 number += 1
                 place = f"{path}:{number}"

@@ -69,7 +69,7 @@ def read_rows(
     Raises:
         DataError: At the first row that is broken, naming its line, or if none is left.
     """
-    found = [(place, _renamed(value, columns or {})) for place, value in records(source, subset, split)]
+    found = [(place, renamed(value, columns or {})) for place, value in records(source, subset, split)]
     if not found:
         raise DataError(f"{source}: no rows. Give at least one.")
     if kind == "auto":
@@ -77,7 +77,7 @@ def read_rows(
     rows, rejected = [], []
     for place, value in found:
         try:
-            rows.append(_parse(kind, value, place))
+            rows.append(parse_row(kind, value, place))
         except DataError as error:
             if on_bad_row == "error":
                 raise
@@ -95,7 +95,7 @@ def read_prompts(source: str) -> list[Row]:
     """
     rows = []
     for place, record in records(source):
-        _check_record(record, place)
+        check_record(record, place)
         name = next((n for n in ("messages", "prompt", "instruction", "question") if n in record), None)
         if name is None:
             raise DataError(f"{place}: nothing is asked; expected messages, prompt, instruction or question.")
@@ -104,15 +104,15 @@ def read_prompts(source: str) -> list[Row]:
                 conversation(place, checked_messages(record[name], name, place), tools=checked_tools(record, place))
             )
         elif name == "prompt":
-            rows.append(Row(place, prompt=_string(record, "prompt", place)))
+            rows.append(Row(place, prompt=text_field(record, "prompt", place)))
         else:
-            rows.append(conversation(place, [{"role": "user", "content": _question_text(record, name, place)}]))
+            rows.append(conversation(place, [{"role": "user", "content": question_text(record, name, place)}]))
     if not rows:
         raise DataError(f"{source}: no rows. Give at least one.")
     return rows
 
 
-def _renamed(value: Any, columns: dict[str, str]) -> Any:
+def renamed(value: Any, columns: dict[str, str]) -> Any:
     """A record under our column names; a mapped column that is missing stays missing."""
     if not columns or not isinstance(value, dict) or not any(name in value for name in columns.values()):
         return value
@@ -128,42 +128,49 @@ def _recognise(found: list[Record], source: str) -> str:
     for value in readable:
         for name, columns in COLUMNS.items():
             if all(column in value for column in columns):
-                fitting[name] += name != "marked-text" or _is_marked(value["text"])
+                fitting[name] += name != "marked-text" or is_marked(value["text"])
     if fitting["marked-text"] < len(readable):
         del fitting["marked-text"]
     best = max(fitting, key=lambda name: fitting[name])  # the first of equals, so the preferred one
     if not fitting[best]:
         place, value = found[0]
-        _check_record(value, place)
+        check_record(value, place)
         wanted = ", ".join(name for name in COLUMNS if name != "marked-text")
         given = f"{Path(source).name} has columns [{shown(', '.join(value), 200)}]; expected one of: {wanted}"
         raise DataError(f"{place}: {given}. Rename them, or map them with data.columns.")
     return best
 
 
-def _is_marked(text: Any) -> bool:
+def is_marked(text: Any) -> bool:
     """Whether plain text is a conversation with role markers that begins with one and has an answer."""
     if not isinstance(text, str) or not _MARKER.match(text.lstrip()):
         return False
     return any(MARKER_ROLES[name.lower()] == ASSISTANT for name in _MARKER.findall(text))
 
 
-def _check_record(value: Any, place: str) -> None:
+def check_record(value: Any, place: str) -> None:
+    """Refuse what is no object, or the error that stands in its place."""
     if isinstance(value, DataError):
         raise value
     if not isinstance(value, dict):
         raise DataError(f"{place}: the row is {named_kind(value)}; expected an object with named fields.")
 
 
-def _parse(kind: str, value: Any, place: str) -> Row:
-    _check_record(value, place)
+def parse_row(kind: str, value: Any, place: str) -> Row:
+    """A checked row out of a record of a kind in COLUMNS.
+
+    Raises:
+        DataError: Naming the place and the field that is wrong.
+    """
+    check_record(value, place)
     missing = [column for column in COLUMNS[kind] if column not in value]
     if missing:
         raise DataError(f"{place}: field `{missing[0]}` is missing; the rows are {kind}. {DROP}")
     return _PARSERS[kind](value, place)
 
 
-def _string(record: dict[str, Any], name: str, place: str, *, empty: bool = False) -> str:
+def text_field(record: dict[str, Any], name: str, place: str, *, empty: bool = False) -> str:
+    """The text of a field; only with `empty` may there be none."""
     value = checked_text(record.get(name), name, place)
     if not empty and not value.strip():
         raise DataError(f"{place}: {name}: empty. {DROP}")
@@ -189,15 +196,20 @@ def _sharegpt(record: dict[str, Any], place: str) -> Row:
     if not isinstance(turns, list) or not turns:
         found = "empty" if turns == [] else named_kind(turns)
         raise DataError(f"{place}: conversations: {found}; expected a list of turns.")
-    system = "" if record.get("system") is None else checked_text(record["system"], "system", place)
-    messages = [_turn(turn, f"conversations[{i}]", place) for i, turn in enumerate(turns)]
+    before = system_turn(record, place)
+    messages = [sharegpt_turn(turn, f"conversations[{i}]", place) for i, turn in enumerate(turns)]
     trained = trained_turns(turns, messages, "conversations", place)
-    if system.strip():
-        messages, trained = [{"role": "system", "content": system}, *messages], [False, *trained]
-    return _with_answer(conversation(place, messages, trained, checked_tools(record, place)), "conversations")
+    row = conversation(place, before + messages, [False] * len(before) + trained, checked_tools(record, place))
+    return _with_answer(row, "conversations")
 
 
-def _turn(turn: Any, name: str, place: str) -> dict[str, Any]:
+def system_turn(record: dict[str, Any], place: str) -> list[dict[str, Any]]:
+    """The message that a `system` column makes, if it says anything."""
+    system = "" if record.get("system") is None else checked_text(record["system"], "system", place)
+    return [{"role": "system", "content": system}] if system.strip() else []
+
+
+def sharegpt_turn(turn: Any, name: str, place: str) -> dict[str, Any]:
     """A turn of sharegpt as a message."""
     if not isinstance(turn, dict):
         raise DataError(f"{place}: {name}: {named_kind(turn)}; expected an object with from and value.")
@@ -222,24 +234,24 @@ def _prompt_completion(record: dict[str, Any], place: str) -> Row:
         trained = trained_turns(record["prompt"], asked, "prompt", place)
         trained += trained_turns(record["completion"], answered, "completion", place)
         return _with_answer(conversation(place, asked + answered, trained, checked_tools(record, place)), "completion")
-    prompt, completion = _string(record, "prompt", place), _string(record, "completion", place)
+    prompt, completion = text_field(record, "prompt", place), text_field(record, "completion", place)
     return Row(place, prompt=prompt, completion=completion)
 
 
 def _instruction(record: dict[str, Any], place: str) -> Row:
-    return _asked(_question_text(record, "instruction", place), _string(record, "output", place), place)
+    return _asked(question_text(record, "instruction", place), text_field(record, "output", place), place)
 
 
 def _question(record: dict[str, Any], place: str) -> Row:
-    return _asked(_question_text(record, "question", place), _string(record, "answer", place), place)
+    return _asked(question_text(record, "question", place), text_field(record, "answer", place), place)
 
 
-def _question_text(record: dict[str, Any], name: str, place: str) -> str:
+def question_text(record: dict[str, Any], name: str, place: str) -> str:
     """A question or instruction, with the instruction's input beneath it."""
-    asked = _string(record, name, place)
+    asked = text_field(record, name, place)
     extra = ""
     if name == "instruction" and record.get("input") is not None:
-        extra = _string(record, "input", place, empty=True)
+        extra = text_field(record, "input", place, empty=True)
     return f"{asked}\n\n{extra}" if extra.strip() else asked
 
 
@@ -248,7 +260,7 @@ def _asked(asked: str, answered: str, place: str) -> Row:
 
 
 def _marked(record: dict[str, Any], place: str) -> Row:
-    text = _string(record, "text", place).lstrip()
+    text = text_field(record, "text", place).lstrip()
     if not _MARKER.match(text):
         raise DataError(f"{place}: text: no role marker at its start, such as `### Human:`. {DROP}")
     pieces = _MARKER.split(text)[1:]
@@ -258,7 +270,7 @@ def _marked(record: dict[str, Any], place: str) -> Row:
 
 
 def _plain(record: dict[str, Any], place: str) -> Row:
-    return Row(place, text=_string(record, "text", place))
+    return Row(place, text=text_field(record, "text", place))
 
 
 _PARSERS: dict[str, Callable[[dict[str, Any], str], Row]] = {
