@@ -229,7 +229,7 @@ def by_hand(folder: Path, phases: Phases) -> dict[str, Any]:
         return {"signature": sketch.hashvalues}
 
     def near(rows: Dataset) -> Dataset:
-        index, scheme = MinHashLSH(threshold=0.6, num_perm=128), MinHash(num_perm=128).scheme
+        index, scheme = MinHashLSH(threshold=0.65, num_perm=128), MinHash(num_perm=128).scheme
         kept = []
         for i, values in enumerate(rows.with_format("numpy")["signature"]):
             sketch = MinHash(num_perm=128, hashvalues=values, scheme=scheme)

@@ -37,17 +37,17 @@ def main() -> None:
     folder = pipeline.open_folder(chosen, arguments.overwrite)
     if folder is None:
         say(f"{recipe.output_dir} holds this very preparation, whole: it is reused. To prepare anew: --overwrite")
-    else:
-        work = pipeline.make_parts(chosen, folder, arguments.processes)
-        rows = decide.Rows(work, decide.fields_of(recipe, chosen.kinds))
-        decision = decide.decide(recipe, rows)
-        splits = write.write_splits(rows, decision, folder)
-        summary = gather.summarise(chosen, rows, decision, splits, str(arguments.recipe or ""))
-        summary.suspicious += odd.by_loss(recipe.report, rows, decision)
-        write.write_all(chosen, summary, rows, decision, folder)
-        for line in spoken.lines(summary):
-            say(line)
-    say(f"next: accelerate launch scripts/sft.py RECIPE data.train={recipe.output_dir}/train.jsonl")
+        say(f"next: accelerate launch scripts/sft.py RECIPE data.train={recipe.output_dir}/train.jsonl")
+        return
+    work = pipeline.make_parts(chosen, folder, arguments.processes)
+    rows = decide.Rows(work, decide.fields_of(recipe, chosen.kinds))
+    decision = decide.decide(recipe, rows)
+    splits = write.write_splits(rows, decision, folder)
+    summary = gather.summarise(chosen, rows, decision, splits, str(arguments.recipe or ""))
+    summary.suspicious += odd.by_loss(recipe.report, rows, decision)
+    write.write_all(chosen, summary, rows, decision, folder)
+    for line in spoken.lines(summary):
+        say(line)
 
 
 def wanted(arguments: argparse.Namespace) -> Preparation:

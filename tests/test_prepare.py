@@ -422,7 +422,7 @@ def test_the_command_says_what_became_of_the_rows_and_what_comes_next(tmp_path):
     )
     dry = launch("scripts/prepare.py", "quickstart/data/train.jsonl", "--out", tmp_path / "dry", "--dry-run")
     assert dry.returncode == 0
-    assert "threshold: 0.6" in dry.stdout
+    assert "threshold: 0.65" in dry.stdout
     assert not (tmp_path / "dry").exists()
 
 

@@ -192,9 +192,9 @@ def test_near_duplicates_are_those_of_brute_force():
 
     wanted, found = Groups(len(rows)), Groups(len(rows))
     for a, b in itertools.combinations(range(len(rows)), 2):
-        if brute(rows[a], rows[b]) >= 0.6:
+        if brute(rows[a], rows[b]) >= 0.65:
             wanted.join(a, b)
-    for a, b in near_pairs(signatures(hashes, starts), np.arange(len(rows)), 0.6, exact):
+    for a, b in near_pairs(signatures(hashes, starts), np.arange(len(rows)), 0.65, exact):
         found.join(a, b)
     assert 15 < len(rows) - len(set(wanted.all().tolist())) < 60
     assert (wanted.all() == found.all()).all()

@@ -10,8 +10,8 @@ from lorasmith.recipe_checks import place_of
 from lorasmith.recipe_file import Places, read_recipe, show
 from lorasmith.recipe_sections import Name, Section, Sources, validated, weighted
 
-PRIVATE_KINDS = ("email", "phone", "iban", "card", "ip", "url", "national_id", "secret", "address", "name")
-STRUCTURED_KINDS = PRIVATE_KINDS[:-2]  # recognised by their form; addresses and names are guessed
+PRIVATE_KINDS = ("email", "phone", "iban", "card", "ip", "url", "national_id", "secret", "address", "name", "link")
+STRUCTURED_KINDS = PRIVATE_KINDS[:-3]  # recognised by their form; addresses and names are guessed, links mostly public
 SHARE = 1e-9  # what shares of a split may differ from 1 by
 
 
@@ -77,7 +77,7 @@ class Duplicates(Section):
     normalised: bool = Field(True, description="The same but for case and white space.")
     near: bool = Field(True, description="Nearly the same words: MinHash with locality-sensitive hashing.")
     threshold: float = Field(
-        0.6, ge=0.5, le=1, description="Jaccard similarity of words and pairs of words from which rows are near."
+        0.65, ge=0.5, le=1, description="Jaccard similarity of words and pairs of words from which rows are near."
     )
     min_words: int = Field(8, ge=1, description="Rows with fewer words may differ in one and are never near.")
     keep: Literal["first", "longest"] = Field("first", description="Which of them is kept.")

@@ -15,7 +15,8 @@ from lorasmith.data.strict_json import NotJson, parse_json, shown, skip_space
 from lorasmith.data.tables import check_names, table_records
 from lorasmith.errors import DataError, UnreachableError
 
-FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+LINE_KINDS = (".jsonl", ".ndjson")
+FILE_KINDS = (*LINE_KINDS, ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 BOM = b"\xef\xbb\xbf"
 BROKEN = (OSError, EOFError, zlib.error)  # what gzip and pyarrow raise
@@ -55,7 +56,7 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if not file.is_dir() and _kind(file) in FILE_KINDS)
+        files = sorted(file for file in path.rglob("*") if not file.is_dir() and file_kind(file) in FILE_KINDS)
         if not files:
             raise DataError(f"{source}: no rows in this folder; expected files of {', '.join(FILE_KINDS)}.")
         for file in files:
@@ -64,13 +65,13 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
         yield from _file(path)
     elif path.exists():
         raise DataError(f"{source}: a pipe or device; rows are read more than once. Write them into a file.")
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and _kind(path) not in FILE_KINDS:
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and file_kind(path) not in FILE_KINDS:
         yield from _hub(source, subset, split)
     else:
         raise DataError(f"{source}: no such file. Expected a path to rows, or a hub id such as org/name.")
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """The ending that tells how to read a file, compression aside."""
     name = Path(path.name.lower())
     return name.with_suffix("").suffix if name.suffix in COMPRESSED else name.suffix
@@ -85,15 +86,15 @@ def _file(path: Path) -> Iterator[Record]:
         ".tsv": _csv,
         ".parquet": _parquet,
     }
-    if _kind(path) not in readers:
-        ending = _kind(path) or path.suffix
+    if file_kind(path) not in readers:
+        ending = file_kind(path) or path.suffix
         wanted = f"{', '.join(FILE_KINDS)}, plain or with {' or '.join(COMPRESSED)}"
         raise DataError(
             f"{path}: a {f'`{ending}` file' if ending else 'file without ending'}; expected one of {wanted}."
         )
     try:
         _check_beginning(path)
-        yield from readers[_kind(path)](path)
+        yield from readers[file_kind(path)](path)
     except BROKEN as error:
         raise DataError(f"{path}: {_unreadable(error)}") from None
 
@@ -159,16 +160,35 @@ class _Expanded(io.RawIOBase):
 
 def _jsonl(path: Path) -> Iterator[Record]:
     for number, line in _lines(path):
-        place = f"{path}:{number}"
-        try:
-            text = (line.removeprefix(BOM) if number == 1 else line).decode("utf-8").rstrip(" \t\r\n")
-            if skip_space(text, 0) < len(text):
-                yield place, parse_json(text)
-        except UnicodeDecodeError as error:
-            yield place, DataError(f"{place}: not UTF-8 ({error.reason}). Save the file as UTF-8.")
-        except NotJson as error:
-            wrong = _several_lines(text) or f"not valid JSON ({error}). Fix or remove the line."
-            yield place, DataError(f"{place}: {wrong}")
+        record = line_record(str(path), number, line)
+        if record is not None:
+            yield record
+
+
+def line_record(path: str, number: int, line: bytes) -> Record | None:
+    """The record of one line of jsonl, or None for an empty line."""
+    place = f"{path}:{number}"
+    try:
+        text = (line.removeprefix(BOM) if number == 1 else line).decode("utf-8").rstrip(" \t\r\n")
+        return (place, parse_json(text)) if skip_space(text, 0) < len(text) else None
+    except UnicodeDecodeError as error:
+        return place, DataError(f"{place}: not UTF-8 ({error.reason}). Save the file as UTF-8.")
+    except NotJson as error:
+        wrong = _several_lines(text) or f"not valid JSON ({error}). Fix or remove the line."
+        return place, DataError(f"{place}: {wrong}")
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a jsonl file with their numbers, for `line_record`.
+
+    Raises:
+        DataError: If the rest cannot be read.
+    """
+    try:
+        _check_beginning(path)
+        yield from _lines(path)
+    except BROKEN as error:
+        raise DataError(f"{path}: {_unreadable(error)}") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -201,7 +221,7 @@ def _json(path: Path) -> Iterator[Record]:
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    yield from table_records(path, _texts(path), "\t" if _kind(path) == ".tsv" else ",")
+    yield from table_records(path, _texts(path), "\t" if file_kind(path) == ".tsv" else ",")
 
 
 def _texts(path: Path) -> Iterator[str]:

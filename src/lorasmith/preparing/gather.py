@@ -220,4 +220,7 @@ def _openai(chosen: Plan, splits: dict[str, Part]) -> dict[str, Any]:
     section, train = chosen.recipe.openai, splits["train"]
     tokens = train.tokens or train.bytes // BYTES_A_TOKEN
     told = openai.estimate(tokens, section.epochs, section.price_per_million)
-    return {"examples": train.rows, **told, "problems": openai.file_problems(train.rows, train.bytes)}
+    wrong = openai.file_problems(train.rows, train.bytes)
+    return {
+        "examples": train.rows, "tokens": tokens, "epochs": section.epochs, "cost": told["price"], "problems": wrong
+    }  # fmt: skip

@@ -115,7 +115,7 @@ class Maker:
         path = self.work / f"{batch.index:06d}"
         path.with_suffix(".jsonl").write_bytes(b"".join(lines))
         with path.with_suffix(".npz").open("wb") as out:
-            np.savez(out, **numbers)  # type: ignore[arg-type]  # the names are arrays, not its one option
+            np.savez(out, **numbers)
         beside = path.with_suffix(".part")
         beside.write_text(json.dumps(asdict(account), ensure_ascii=False), encoding="utf-8", errors="replace")
         os.replace(beside, path.with_suffix(".json"))

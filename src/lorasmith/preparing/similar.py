@@ -1,7 +1,7 @@
 """Rows that are the same, or nearly: found over all sources by hashes and by MinHash with locality-sensitive hashing.
 
 Each signature is cut into bands of four minima, which are one 64-bit number: two rows with a band in common are
-candidates. Rows of Jaccard similarity J become candidates with probability 1 - (1 - J^4)^32: 0.9999 at 0.7, 0.98 at
+candidates. Rows of Jaccard similarity J become candidates with probability 1 - (1 - J^4)^32: 0.9998 at 0.7, 0.988 at
 0.6, 0.23 at 0.3 (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4). Bands are compared by
 sorting them, which takes a few bytes a row; hash tables, as datasketch's and rensa's, take some hundreds.
 """

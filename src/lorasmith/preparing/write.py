@@ -15,7 +15,7 @@ from lorasmith.preparing import split
 from lorasmith.preparing.dataset_card import card
 from lorasmith.preparing.decide import KEPT, REASONS, Decision, Rows
 from lorasmith.preparing.pipeline import MANIFEST, WORK, Plan, settings
-from lorasmith.preparing.report import page
+from lorasmith.preparing.report import html_report
 from lorasmith.preparing.summary import Part, Summary
 
 BUFFER = 1 << 20  # bytes
@@ -56,7 +56,7 @@ def write_all(chosen: Plan, summary: Summary, rows: Rows, decision: Decision, fo
             os.replace(new, old)
         else:
             old.unlink(missing_ok=True)
-    _write(folder / "report.html", page(summary))
+    _write(folder / "report.html", html_report(summary))
     _write(folder / "dataset_card.md", card(summary))
     _write(folder / MANIFEST, json.dumps(manifest(chosen, summary), indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(folder / WORK)

@@ -1,0 +1,1 @@
+DOCUMENT_KINDS = (".txt", ".md", ".markdown", ".rst")
