@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 ELLIPSIS = "…"
 LONGEST_TITLE = 100  # characters
+LONGEST_HEAD = 40
+LONGEST_RUN = 20  # of one odd character, which is shown once: texts are cut at this many times their limit
 _JOINERS = "\u200c\u200d"  # letters of Persian and parts of emoji
 # The page may load nothing and run nothing, even if something in it were not escaped.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -33,7 +35,7 @@ h1{font-size:1.75rem;line-height:1.2;margin:0 0 .4rem;font-weight:650;letter-spa
 h2{font-size:1.2rem;line-height:1.3;margin:0 0 .5rem;font-weight:650}
 h3{font-size:1rem;margin:1.4rem 0 .3rem;font-weight:650}
 p{margin:.4rem 0;max-width:46rem}
-.quiet,figcaption,caption{color:var(--quiet);font-size:.875rem}
+.quiet,figcaption{color:var(--quiet);font-size:.875rem}
 header p{color:var(--quiet);margin:0}
 nav{margin:1.2rem 0}
 nav ul{display:flex;flex-wrap:wrap;gap:.4rem;list-style:none;margin:0;padding:0}
@@ -43,9 +45,9 @@ nav a:hover{border-color:var(--one)}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1.1rem 1.1rem 1.2rem;
 margin:0 0 1rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.2rem,1fr));gap:.6rem;margin:0 0 1rem}
-.tiles div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
+.tiles div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem .7rem}
 .tiles dt{color:var(--quiet);font-size:.8rem}
-.tiles dd{margin:0;font-size:1.3rem;line-height:1.3;font-weight:600;font-variant-numeric:tabular-nums}
+.tiles dd{margin:0;font-size:1.15rem;line-height:1.3;font-weight:600;font-variant-numeric:tabular-nums}
 .tiles dd small{display:block;font-size:.8rem;font-weight:400;color:var(--quiet)}
 .look{border-left:.3rem solid var(--gone)}
 .look ul{margin:0;padding-left:1.1rem}.look li{margin:.15rem 0}
@@ -58,7 +60,6 @@ svg text{font-size:13px;fill:var(--ink)}svg .quiet{fill:var(--quiet);font-size:1
 .key svg{width:.8rem;height:.8rem;flex:none}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem;margin:.5rem 0}
-caption{text-align:left;padding:.2rem 0}
 th,td{text-align:left;vertical-align:top;padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--line)}
 thead th{color:var(--quiet);font-weight:500;font-size:.8rem;overflow-wrap:normal}
 tbody th{font-weight:500;min-width:8.4rem}.unit{white-space:nowrap}
@@ -92,7 +93,7 @@ nav a:hover{color:var(--ink)}main{margin-top:1.2rem}}
 .stack td[data-of]::before{content:attr(data-of) " ";color:var(--quiet)}.stack td:empty{display:none}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--ink:#000;--quiet:#444;--line:#bbb;--track:#e8ecee;
 --one:#2b6c8f;--two:#66852c;--three:#8a6db3;--gone:#c2562b;--warn:#8f3f1c;--cut:#fbe1d7;--new:#d9f0dd;--mark:#fff0b8}
-nav,.skip{display:none}.columns{display:block}section{border:0;border-radius:0;padding:.3rem 0}
+nav,.skip{display:none}.columns{display:block}section{border:0;border-radius:0;padding:.3rem 0}.look{padding-left:.8rem}
 body{font-size:11pt}figure,.example,tr,.tiles{break-inside:avoid}h2,h3{break-after:avoid}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 details::details-content{content-visibility:visible;block-size:auto}}
@@ -151,7 +152,8 @@ def shown(text: str, longest: int | None = None, every: bool = False) -> str:
     """
     out: list[str] = []
     length = taken = 0
-    for piece, count, odd in _pieces(text, every):
+    head = text if longest is None else text[: longest * LONGEST_RUN]
+    for piece, count, odd in _pieces(head, every):
         if longest is not None and length + len(piece) > longest:
             kept = 0 if odd else longest - length
             rest = len(text) - taken - kept
@@ -159,12 +161,15 @@ def shown(text: str, longest: int | None = None, every: bool = False) -> str:
         length, taken = length + len(piece), taken + count
         written = html.escape(piece, quote=False)
         out.append(f"<i class=odd>{written}</i>" + "\n" * piece.count(r"\n") if odd else written)
+    if taken < len(text):
+        out.append(f"{ELLIPSIS} <i class=odd>{len(text) - taken:,} more</i>")
     return "".join(out)
 
 
 def label(text: str, longest: int | None = None) -> str:
     """Somebody's text as one short plain line, odd characters named; not escaped."""
-    named = "".join(f"<{piece}>" if odd else piece for piece, _, odd in _pieces(" ".join(text.split()), False))
+    head = " ".join((text if longest is None else text[: longest * LONGEST_RUN]).split())
+    named = "".join(f"<{piece}>" if odd else piece for piece, _, odd in _pieces(head, False))
     return named if longest is None or len(named) <= longest else named[: longest - 1] + ELLIPSIS
 
 
@@ -196,7 +201,7 @@ def _name(one: str, every: bool) -> str:
     return f"U+{ord(one):04X}" if kind in ("Cc", "Cf", "Cs", "Zl", "Zp") or (every and kind == "Zs") else ""
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str | int]], caption: str = "", stack: bool = False) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str | int]], stack: bool = False) -> str:
     """A table whose first column heads its rows. Whole numbers are set to the right; texts are HTML already.
 
     Args:
@@ -207,7 +212,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | int]], caption: str
     for row in rows:
         cells = [f'<th scope="row">{_cell(row[0])}</th>']
         for i, cell in enumerate(row[1:], 1):
-            of = f' data-of="{html.escape(label(head[i]))}"' if stack and head[i] else ""
+            of = f' data-of="{html.escape(label(head[i], LONGEST_HEAD))}"' if stack and head[i] else ""
             if isinstance(cell, int):
                 numbers.add(i)
             cells.append(f"<td{' class=number' if isinstance(cell, int) else ''}{of}>{_cell(cell)}</td>")
@@ -215,14 +220,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | int]], caption: str
     if not body:
         return ""
     heads = "".join(
-        f'<th scope="col"{" class=number" if i in numbers else ""}>{shown(name)}</th>' for i, name in enumerate(head)
+        f'<th scope="col"{" class=number" if i in numbers else ""}>{shown(name, LONGEST_HEAD)}</th>'
+        for i, name in enumerate(head)
     )
-    told = f"<caption>{shown(caption)}</caption>" if caption else ""
     kind = " class=stack" if stack else ""
+    name = html.escape(label(f"Table of {', '.join(head)}", LONGEST_TITLE))
     # A table that is wider than the screen scrolls within its own box, by keyboard too.
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="{html.escape(label(caption or "table"))}">'
-        f"<table{kind}>{told}<thead><tr>{heads}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="group" aria-label="{name}"><table{kind}><thead><tr>{heads}</tr>'
+        f"</thead><tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
     )
 
 

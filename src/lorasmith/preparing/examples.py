@@ -10,10 +10,11 @@ from lorasmith.preparing.summary import Change, Cluster, Rejected, Summary
 
 LONGEST = 400  # characters of a shown text
 BEFORE_CHANGE = 60  # characters that lead to a change
-EXAMPLES = 5  # of one kind
-KINDS = 40  # of changes, reasons and the like
+EXAMPLES = 4  # of one kind
+KINDS = 20  # of changes, reasons and the like
 PLACES = 50  # rows of a list of places
 CLUSTERS = 10
+CHUNK = 4096  # characters compared at once
 _WORDS = re.compile(r"\w+|[ \t]+|\s|[^\w\s]")
 
 
@@ -49,8 +50,11 @@ def _words(text: str) -> list[str]:
 
 def _parting(one: str, other: str) -> int:
     """Where two texts part, a letter and the marks on it kept together."""
-    at = 0
-    while at < min(len(one), len(other)) and one[at] == other[at]:
+    at, short = 0, min(len(one), len(other))
+    while at < short and one[at : at + CHUNK] == other[at : at + CHUNK]:
+        at += CHUNK
+    at = min(at, short)
+    while at < short and one[at] == other[at]:
         at += 1
     while at and any(category(text[at])[0] == "M" for text in (one, other) if at < len(text)):
         at -= 1

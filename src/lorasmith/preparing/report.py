@@ -23,7 +23,7 @@ from lorasmith.preparing.summary import Part, Step, Summary
 LISTED = 30  # bars of a picture, lines of a table
 NAME = 60  # characters of a name, of a sentence, of all settings
 SENTENCE = 300
-SETTINGS = 20_000
+SETTINGS = 10_000
 
 
 def html_report(summary: Summary) -> str:
@@ -64,13 +64,13 @@ def _short(number: int) -> str:
 
 def _tiles(summary: Summary) -> str:
     kept, read = rows_written(summary), rows_read(summary)
-    dropped = sum(sum(step.removed.values()) for step in summary.steps) - summary.rejected.rows
+    dropped = sum(sum(step.removed.values()) for step in summary.steps if step.name != "read")
     unit = "tokens" if summary.tokenizer else "characters"
     amount = sum(part.tokens if summary.tokenizer else part.characters for part in summary.splits.values())
     tiles = [
         ("rows read", f"{read:,}", number_of(len(summary.sources), "source")),
         ("rows written", f"{kept:,}", f"{share(kept, read)} of those read"),
-        ("rows removed", f"{max(0, dropped):,}", "by the steps"),
+        ("rows removed", f"{dropped:,}", "by the steps"),
         ("rows rejected", f"{summary.rejected.rows:,}", "could not be read"),
         (f"{unit} written", _short(amount), f"{amount / kept:,.0f} a row" if kept else ""),
     ]
@@ -283,7 +283,7 @@ def _openai(summary: Summary) -> str:
         rows.append((shown(name, NAME), shown(f"${number}" if name == "cost" else number, 100)))
     problems = "".join(f"<li>{shown(str(one), SENTENCE)}</li>" for one in told.get("problems", [])[:LISTED])
     rest = "".join(f"<li>{one}</li>" for one in _rest(len(told.get("problems", []))))
-    return table(["", ""], rows) + (
+    return table(["what", "value"], rows) + (
         f"<h3>Problems</h3><ul>{problems}{rest}</ul>" if problems else "<p>No problems.</p>"
     )
 
