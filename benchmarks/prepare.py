@@ -148,10 +148,9 @@ def ours(folder: Path, phases: Phases) -> dict[str, Any]:
 
 def step_rates(folder: Path) -> dict[str, int]:
     """Rows a second of the steps of ours that are one pass, one by one, in one process."""
-    from lorasmith.preparing.private import Masker
-
     from lorasmith.data import convert
     from lorasmith.preparing.clean import Cleaner
+    from lorasmith.preparing.private import Masker
     from lorasmith.preparing.texts import everywhere, said
     from lorasmith.preparing.words import Words, signatures
 

@@ -17,7 +17,7 @@ from lorasmith.preparing import split
 from lorasmith.preparing.parts import NUMBERS, Account
 from lorasmith.preparing.similar import Groups, Numbers, near_pairs
 from lorasmith.preparing.summary import Change
-from lorasmith.preparing.texts import said
+from lorasmith.preparing.texts import content
 from lorasmith.preparing.words import PERMUTATIONS, Words, similarity
 
 KEPT, EXACT, NORMALISED, NEAR = 0, 1, 2, 3
@@ -78,7 +78,7 @@ class Rows:
         """What is said in a row, masked as it is written."""
         with self.paths[self.part[row]].with_suffix(".jsonl").open("rb") as file:
             file.seek(int(self.columns["offset"][row]))
-            return "\n".join(said(json.loads(file.readline()), self.fields))
+            return "\n".join(content(json.loads(file.readline()), self.fields))
 
     def lines(self) -> Iterator[tuple[int, list[bytes]]]:
         """The first row of each part, and its rows as lines."""
@@ -196,10 +196,10 @@ def _join_near(recipe: Preparation, rows: Rows, asked: Numbers, same: Groups, to
 
 def _contradicted(rows: Rows, why: NDArray[np.int8]) -> list[tuple[int, int]]:
     """Pairs of kept rows with one text and different labels."""
-    content = rows.columns["content"]
+    contents = rows.columns["content"]
     kept = np.flatnonzero((why == KEPT) & (rows.columns["label"] >= 0))
-    order = kept[np.argsort(content[kept], kind="stable")]
-    same = np.flatnonzero(content[order][1:] == content[order][:-1])
+    order = kept[np.argsort(contents[kept], kind="stable")]
+    same = np.flatnonzero(contents[order][1:] == contents[order][:-1])
     return sorted(zip(order[same].tolist(), order[same + 1].tolist(), strict=True))
 
 

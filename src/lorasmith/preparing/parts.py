@@ -26,7 +26,7 @@ from lorasmith.preparing.private import Masker
 from lorasmith.preparing.sources import Batch, File
 from lorasmith.preparing.split import drawn
 from lorasmith.preparing.summary import Change
-from lorasmith.preparing.texts import everywhere, said
+from lorasmith.preparing.texts import content, everywhere
 from lorasmith.preparing.words import Words, content_hash, signatures
 
 SHOWN = 300  # characters of a row in an example
@@ -149,9 +149,9 @@ class Maker:
             raise DataError(f"{place}: {wrong[0].removeprefix(f'{place}: ')}")
         cleaner = self._cleaner(kind)
         line = _line(place)
-        raw = "\n".join(said(record, cleaner.fields))
+        raw = "\n".join(content(record, cleaner.fields))
         record, changes = cleaner.row(record)
-        texts = said(record, cleaner.fields)
+        texts = content(record, cleaner.fields)
         if self.recipe.split.by != "hash":
             _column(record, self.recipe.split.column, place)
         reason = cleaner.refusal(record, _only_answer(record, kind))
@@ -238,12 +238,13 @@ class Maker:
         account.times = places if split.by == "time" else []
         spoken = [language(text) for text in joined] if self.recipe.clean.languages else [""] * len(rows)
         account.languages = sorted(set(spoken))
+        beside = [f"{label}\0{_tools(row.record)}" for row, label in zip(rows, labels, strict=True)]
         plain = [normalised(text) for text in joined]
         asked = [normalised(row.prompt) or text for row, text in zip(rows, plain, strict=True)]
         columns: dict[str, Any] = {
             "line": [row.line for row in rows],
-            "exact": [content_hash(f"{label}\0{row.raw}") for row, label in zip(rows, labels, strict=True)],
-            "normal": [content_hash(f"{label}\0{text}") for text, label in zip(plain, labels, strict=True)],
+            "exact": [content_hash(f"{one}\0{row.raw}") for row, one in zip(rows, beside, strict=True)],
+            "normal": [content_hash(f"{one}\0{text}") for text, one in zip(plain, beside, strict=True)],
             "content": [content_hash(text) for text in plain],
             "prompt": [content_hash(text) for text in asked],
             "group": [content_hash(one) for one in groups],
@@ -321,6 +322,12 @@ def _shown_label(record: dict[str, Any], name: str | None) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _tools(record: dict[str, Any]) -> str:
+    """A row's tools as text: with others, the same conversation is another row."""
+    tools = record.get("tools")
+    return json.dumps(tools, sort_keys=True, default=str) if tools else ""
 
 
 def _column(record: dict[str, Any], name: str | None, place: str) -> str:

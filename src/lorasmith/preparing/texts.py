@@ -1,9 +1,11 @@
 """The texts inside a record: walked, and rewritten in place of the old ones."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 SAID = frozenset({"content", "value", "text", "reasoning_content", "reasoning", "thinking"})  # in messages and parts
+TURNS = ("messages", "prompt", "completion", "chosen", "rejected")  # fields that may be messages
 STRUCTURE = frozenset({"role", "from", "type", "weight", "loss_weight"})  # what is no text though it may be a string
 
 
@@ -41,6 +43,16 @@ def said(record: dict[str, Any], fields: frozenset[str] | None) -> list[str]:
         return text
 
     rewritten(record, fields, take)
+    return found
+
+
+def content(record: dict[str, Any], fields: frozenset[str] | None) -> list[str]:
+    """What is said in a record, and its calls of tools: what rows are the same or differ by."""
+    found = said(record, fields)
+    for name in TURNS:
+        for turn in record.get(name) or () if isinstance(record.get(name), list) else ():
+            if isinstance(turn, dict) and turn.get("tool_calls"):
+                found.append(json.dumps(turn["tool_calls"], ensure_ascii=False, sort_keys=True, default=str))
     return found
 
 
