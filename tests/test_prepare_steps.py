@@ -90,14 +90,11 @@ def test_clean_files_are_hardly_altered(name):
 
 
 def test_rows_that_teach_nothing_are_named():
-    cleaner = Cleaner(
-        Cleaning(max_characters=500, min_characters=4), "instruction+output", frozenset({"instruction", "output"})
-    )
+    cleaner = Cleaner(Cleaning(min_characters=4), "instruction+output", frozenset({"instruction", "output"}))
 
     def why(answer, asked="Say it."):
         return cleaner.refusal({"instruction": asked, "output": answer}, answer)
 
-    assert why("x" * 600) == "too long"
     assert why("", "Hi") == "too short"
     assert why(" ", "\n") == "empty"
     assert why("I'm sorry, but I can't help with that.") == "refused answer"

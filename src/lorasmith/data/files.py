@@ -25,6 +25,8 @@ BATCH = 4096  # rows of parquet that are in memory at a time
 BOMB, BOMB_RATIO = 64 << 20, 500  # bytes that any file may unpack to, and beyond, how many times its size
 AGAIN = "Fetch or write the file again."
 
+_TOO_LONG = f"a line of more than {LONGEST >> 20} MiB; expected a row."
+
 # How files begin that are not what their ending says, in lower case; the ending that would be right; what to do.
 _HTML = ("", "a web page, not rows; often a login or an error. Fetch the file itself.")
 _UTF_16 = ("", "UTF-16. Save the file as UTF-8.")
@@ -168,6 +170,8 @@ def _jsonl(path: Path) -> Iterator[Record]:
 def line_record(path: str, number: int, line: bytes) -> Record | None:
     """The record of one line of jsonl, or None for an empty line."""
     place = f"{path}:{number}"
+    if len(line) > LONGEST:
+        return place, DataError(f"{place}: {_TOO_LONG}")
     try:
         text = (line.removeprefix(BOM) if number == 1 else line).decode("utf-8").rstrip(" \t\r\n")
         return (place, parse_json(text)) if skip_space(text, 0) < len(text) else None
@@ -179,28 +183,34 @@ def line_record(path: str, number: int, line: bytes) -> Record | None:
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a jsonl file with their numbers, for `line_record`.
+    """The lines of a jsonl file with their numbers, for `line_record`; one that is too long is cut.
 
     Raises:
         DataError: If the rest cannot be read.
     """
     try:
         _check_beginning(path)
-        yield from _lines(path)
+        yield from _lines(path, cut=True)
     except BROKEN as error:
         raise DataError(f"{path}: {_unreadable(error)}") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """A file's lines with their numbers, as bytes: str.splitlines would end lines at U+2028, legal inside JSON."""
+def _lines(path: Path, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """A file's lines with their numbers, as bytes: str.splitlines would end lines at U+2028, legal inside JSON.
+
+    Args:
+        cut: Whether a line over LONGEST bytes comes with its first LONGEST + 1 alone, or ends it.
+    """
     number = 0
     with _open(path) as file:
         try:
             while line := file.readline(LONGEST + 1):
                 number += 1
-                if len(line) > LONGEST:
-                    raise DataError(f"{path}:{number}: a line of more than {LONGEST >> 20} MiB; expected a row.")
+                if len(line) > LONGEST and not cut:
+                    raise DataError(f"{path}:{number}: {_TOO_LONG}")
                 yield number, line
+                while len(line) > LONGEST and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST + 1) or b"\n"
         except BROKEN as error:
             raise DataError(f"{path}:{number + 1}: {_unreadable(error)}") from None
 

@@ -95,8 +95,6 @@ class Cleaner:
             return "empty"
         if length < self.section.min_characters:
             return "too short"
-        if length > self.section.max_characters:
-            return "too long"
         judges = self.kind in ("preference", "kto", "text", "records")
         if self.section.refusals and not judges and len(answer) <= SHORT_ANSWER and _declines(answer):
             return "refused answer"

@@ -150,6 +150,9 @@ class Maker:
         cleaner = self._cleaner(kind)
         line = _line(place)
         raw = "\n".join(content(record, cleaner.fields))
+        if len(raw) > self.recipe.clean.max_characters:  # before it is searched for what may be broken
+            self._remove(line, place, "too long", raw[:SHOWN], account)
+            return None
         record, changes = cleaner.row(record)
         texts = content(record, cleaner.fields)
         if self.recipe.split.by != "hash":

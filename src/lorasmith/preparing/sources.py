@@ -88,7 +88,9 @@ def _expanded(source: str) -> list[tuple[str, str]]:
         if not matching:
             raise DataError(f"{source}: no file matches this pattern.")
         return [(one, _reader(Path(one)) or "records") for one in matching]
-    return [(source, "hub" if "/" in source and not path.suffix else "records")]
+    if "/" in source and not path.suffix:
+        return [(source, "hub")]
+    raise DataError(f"{source}: no such file. Expected a path to rows, a pattern, or a hub id such as org/name.")
 
 
 def _reader(path: Path) -> str:
@@ -111,37 +113,49 @@ def _identity(path: str, reader: str) -> tuple[int, str]:
 def kinds_of(recipe: Preparation, names: list[str], files: list[File]) -> list[str]:
     """The shape of each source, recognised by its first rows unless the recipe says it.
 
+    A source that cannot be read at all takes the others' shape; what is wrong with it is told when it is read.
+
     Raises:
-        DataError: If no shape fits.
+        DataError: If no shape fits, or none can be read.
     """
-    found = []
+    found: list[str] = []
+    broken: list[DataError] = []
     for index, name in enumerate(names):
         mine = [one for one in files if one.source == index]
         if all(one.reader == "documents" for one in mine):
             found.append("text")
+        elif recipe.read.format != "auto":
+            found.append(recipe.read.format)
         else:
-            found.append(recipe.read.format if recipe.read.format != "auto" else _recognised(recipe, mine, name))
-    return found
+            seen, errors = _first_rows(recipe, mine)
+            found.append(_recognised(seen, name) if seen else "")
+            broken += [] if seen else errors[:1] or [DataError(f"{name}: no rows. Give at least one.")]
+    if broken and (recipe.read.strict or not any(found)):
+        raise broken[0]
+    return [kind or next(filter(None, found)) for kind in found]
 
 
-def _recognised(recipe: Preparation, files: list[File], source: str) -> str:
+def _first_rows(recipe: Preparation, files: list[File]) -> tuple[list[Any], list[DataError]]:
+    """The first rows of a source that can be read, and what is wrong with others among them."""
     seen: list[Any] = []
-    broken: DataError | None = None
+    errors: list[DataError] = []
     for file in files:
-        if file.reader != "documents":
-            try:
-                found = records(file.path, recipe.read.subset, recipe.read.split)
-                seen += [renamed(value, recipe.read.columns) for _, value in islice(found, LOOKED_AT - len(seen))]
-            except DataError as error:
-                broken = broken or error
-    whole = [one for one in seen if not isinstance(one, DataError)]
-    if not whole:
-        first = broken or next((one for one in seen if isinstance(one, DataError)), None)
-        raise first or DataError(f"{source}: no rows. Give at least one.")
+        if file.reader == "documents" or len(seen) >= LOOKED_AT:
+            continue
+        try:
+            found = records(file.path, recipe.read.subset, recipe.read.split)
+            for _, value in islice(found, LOOKED_AT):
+                (errors if isinstance(value, DataError) else seen).append(renamed(value, recipe.read.columns))
+        except DataError as error:
+            errors.append(error)
+    return seen, errors
+
+
+def _recognised(seen: list[Any], name: str) -> str:
     try:
-        return recognise(whole)
+        return recognise(seen)
     except DataError as error:
-        raise DataError(f"{source}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
 
 
 def batches(recipe: Preparation, files: list[File], count: Count) -> Iterator[Batch]:

@@ -1,1 +1,0 @@
-DOCUMENT_KINDS = (".txt", ".md", ".markdown", ".rst")
