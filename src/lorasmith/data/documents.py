@@ -83,13 +83,16 @@ def _file(path: Path, source: str, limit: int, count: Count) -> Iterator[Record]
 def _chunks(path: Path, front: list[str], limit: int, count: Count) -> Iterator[tuple[int, tuple[str, ...], str]]:
     """Line, headings and text of each chunk: as many units as fit, cut before the last heading among them if any."""
     held: list[_Unit] = []
+    tokens = 0
     for unit in _units(path, front, limit, count):
-        while held and sum(one.tokens for one in held) + unit.tokens > limit:
+        while held and tokens + unit.tokens > limit:
             heading = next((i for i in range(len(held) - 1, 0, -1) if held[i].heading), 0)
             at = 0 if unit.heading else heading  # with a heading next, all that is held is whole
             yield from _made(held[: at or len(held)], limit, count)
             held = held[at:] if at else []
+            tokens = sum(one.tokens for one in held)
         held.append(unit)
+        tokens += unit.tokens
     yield from _made(held, limit, count)
 
 
