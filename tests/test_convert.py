@@ -2,9 +2,10 @@
 
 import json
 import random
+import re
 
 import pytest
-from conftest import SHARED, needs_shared, write_rows
+from conftest import ROOT, SHARED, needs_shared, write_rows
 
 from lorasmith.data.convert import TARGETS, answer_of, check, converted, prompt_of, recognise, text_fields
 from lorasmith.data.files import records
@@ -448,7 +449,7 @@ def test_broken_rows_of_any_kind_raise_nothing_but_data_errors():
             return [*value[:at], spoiled(value[at]), *value[at + 1 :]]
         return rng.choice(odd)
 
-    held = 0
+    held, refusals = 0, []
     for _ in range(300):
         for kind, row in ROWS:
             broken = spoiled(row)
@@ -456,12 +457,12 @@ def test_broken_rows_of_any_kind_raise_nothing_but_data_errors():
                 try:
                     made = converted(broken, kind, to, "r:1")
                 except DataError as error:
-                    assert str(error).startswith("r:1: ")
-                    assert len(str(error).splitlines()) == 1
+                    refusals.append(str(error))
                 else:
                     held += 1
                     json.dumps(made)
     assert held > 3000
+    assert all(text.startswith("r:1: ") and len(text.splitlines()) == 1 for text in refusals)
 
 
 def test_openai_rows_get_ids_and_arguments_as_text():
@@ -513,3 +514,14 @@ def test_a_file_for_openai_is_measured_and_priced():
     assert len(file_problems(9, 600_000_000, 70_000)) == 3
     assert estimate(1_000_000, 3, 25.0) == {"tokens": 1_000_000, "epochs": 3, "billed_tokens": 3_000_000, "price": 75.0}
     assert estimate(10, 1, None)["price"] is None
+
+
+def test_the_examples_in_the_documents_are_what_they_stand_under(tmp_path):
+    section = (ROOT / "docs/rows.md").read_text().partition("## Other formats and converting")[2]
+    preference, kto = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    for kind, lines in (("preference", preference), ("kto", kto)):
+        rows = [json.loads(line) for line in lines.splitlines()]
+        assert recognise(rows) == kind
+        for row in rows:
+            check(row, kind, "r:1")
+    assert re.findall(r"^\| (\w+) \| ", section, re.MULTILINE)[1:] == list(TARGETS)

@@ -95,20 +95,20 @@ def _file(path: Path) -> Iterator[Record]:
             f"{path}: a {f'`{ending}` file' if ending else 'file without ending'}; expected one of {wanted}."
         )
     try:
-        _check_beginning(path)
+        check_beginning(path)
         yield from readers[file_kind(path)](path)
     except BROKEN as error:
-        raise DataError(f"{path}: {_unreadable(error)}") from None
+        raise DataError(f"{path}: {unreadable(error)}") from None
 
 
-def _unreadable(error: Exception) -> str:
+def unreadable(error: Exception) -> str:
     """What keeps a file from being read: an error with a number is of the disk, others are of the compressed data."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"not readable ({os.strerror(error.errno).lower()}). Check the path and who may read it."
     return f"the compressed data is damaged or cut off. {AGAIN}"
 
 
-def _check_beginning(path: Path) -> None:
+def check_beginning(path: Path) -> None:
     """Refuse what is no rows at all under one name for it, not under the first byte that a parser stumbles on."""
     with path.open("rb") as file:
         beginning = file.read(64)
@@ -189,10 +189,10 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         DataError: If the rest cannot be read.
     """
     try:
-        _check_beginning(path)
+        check_beginning(path)
         yield from _lines(path, cut=True)
     except BROKEN as error:
-        raise DataError(f"{path}: {_unreadable(error)}") from None
+        raise DataError(f"{path}: {unreadable(error)}") from None
 
 
 def _lines(path: Path, cut: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -212,7 +212,7 @@ def _lines(path: Path, cut: bool = False) -> Iterator[tuple[int, bytes]]:
                 while len(line) > LONGEST and not line.endswith(b"\n"):
                     line = file.readline(LONGEST + 1) or b"\n"
         except BROKEN as error:
-            raise DataError(f"{path}:{number + 1}: {_unreadable(error)}") from None
+            raise DataError(f"{path}:{number + 1}: {unreadable(error)}") from None
 
 
 def _several_lines(text: str) -> str:
@@ -225,16 +225,16 @@ def _several_lines(text: str) -> str:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    beginning = next((text for text in _texts(path) if skip_space(text, 0) < len(text)), "")
+    beginning = next((text for text in texts_of(path) if skip_space(text, 0) < len(text)), "")
     listed = beginning.startswith("[", skip_space(beginning, 0))
-    yield from listed_records(path, _texts(path)) if listed else _jsonl(path)
+    yield from listed_records(path, texts_of(path)) if listed else _jsonl(path)
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    yield from table_records(path, _texts(path), "\t" if file_kind(path) == ".tsv" else ",")
+    yield from table_records(path, texts_of(path), "\t" if file_kind(path) == ".tsv" else ",")
 
 
-def _texts(path: Path) -> Iterator[str]:
+def texts_of(path: Path) -> Iterator[str]:
     """A file's text in pieces.
 
     Raises:

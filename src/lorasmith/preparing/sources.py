@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.data.convert import recognise
-from lorasmith.data.documents import DOCUMENT_KINDS
+from lorasmith.data.documents import ENDINGS, documents
 from lorasmith.data.files import FILE_KINDS, LINE_KINDS, Record, file_kind, raw_lines, records
 from lorasmith.data.formats import renamed
 from lorasmith.errors import DataError
@@ -77,7 +77,7 @@ def _expanded(source: str) -> list[tuple[str, str]]:
     path = Path(source)
     if path.is_dir():
         found = [one for one in sorted(path.rglob("*")) if one.is_file() and _reader(one)]
-        kinds = ", ".join((*FILE_KINDS, *DOCUMENT_KINDS))
+        kinds = ", ".join((*FILE_KINDS, *ENDINGS))
         if not found:
             raise DataError(f"{source}: no rows in this folder; expected files of {kinds}.")
         return [(str(one), _reader(one)) for one in found]
@@ -97,7 +97,7 @@ def _reader(path: Path) -> str:
     kind = file_kind(path)
     if kind in LINE_KINDS:
         return "lines"
-    return "records" if kind in FILE_KINDS else "documents" if path.suffix.lower() in DOCUMENT_KINDS else ""
+    return "records" if kind in FILE_KINDS else "documents" if path.suffix.lower() in ENDINGS else ""
 
 
 def _identity(path: str, reader: str) -> tuple[int, str]:
@@ -192,9 +192,10 @@ def _pieces(recipe: Preparation, file: File, count: Count) -> Iterator[tuple[int
 
 def _records(recipe: Preparation, file: File, count: Count) -> Iterator[Record]:
     if file.reader == "documents":
-        from lorasmith.data.documents import documents
-
-        return documents(Path(file.path), recipe.read.chunk_tokens, count)
+        folder, path = Path(recipe.weighted_sources[file.source][0]), Path(file.path)
+        source = path.relative_to(folder).as_posix() if folder.is_dir() else file.path
+        found = documents(path, recipe.read.chunk_tokens, count)
+        return ((place, value | {"source": source} if isinstance(value, dict) else value) for place, value in found)
     return records(file.path, recipe.read.subset, recipe.read.split)
 
 
