@@ -10,6 +10,7 @@ of presidio-analyzer (no model, no context words), if it is installed.
 
 import argparse
 import json
+import logging
 import os
 import platform
 import time
@@ -139,6 +140,7 @@ def presidio() -> Callable[[str, float], list[Span]]:
         UsSsnRecognizer,
     )
 
+    logging.getLogger("tldextract").setLevel(logging.CRITICAL)  # its e-mail recognizer asks the network for a list
     kinds = STRUCTURED | OTHERS | {"URL": "link"}
     recognizers = [EmailRecognizer(), PhoneRecognizer(), IbanRecognizer(), CreditCardRecognizer(), IpRecognizer()]
     recognizers += [UsSsnRecognizer(), UsLicenseRecognizer(), UrlRecognizer()]

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from lorasmith.errors import DataError
 from lorasmith.preparing import private_contacts, private_ids, private_numbers, private_secrets, private_words
 from lorasmith.preparing.private_context import KINDS, NUMBER, PLACEHOLDER, Span
 
@@ -50,8 +51,12 @@ def find(text: str, kinds: frozenset[str]) -> list[Found]:
 
 def _possible(text: str, kinds: frozenset[str]) -> list[str]:
     """The kinds that a text can hold at all, told by signs that are cheap to look for."""
-    signs = {"email": "@" in text, "url": "://" in text, "link": "://" in text}
-    signs["ip"] = text.count(".") >= 3 or text.count(":") >= 2
+    signs = {
+        "email": any(sign in text for sign in ("@", "at)", "at]", "AT)", "AT]")),
+        "url": "://" in text,
+        "link": "://" in text,
+        "ip": text.count(".") >= 3 or text.count(":") >= 2,
+    }
     has_number = bool(NUMBER.search(text))
     return [
         kind
@@ -93,9 +98,9 @@ class Masker:
     """
 
     def __init__(self, kinds: frozenset[str]) -> None:
-        """Args: kinds: of KINDS. Raises: ValueError: for a kind that is none."""
+        """Args: kinds: of KINDS. Raises: DataError: for a kind that is none."""
         if unknown := kinds - set(KINDS):
-            raise ValueError(f"kinds of private data: `{min(unknown)}` is none. Take some of {', '.join(KINDS)}.")
+            raise DataError(f"kinds of private data: `{min(unknown)}` is none. Take some of {', '.join(KINDS)}.")
         self.kinds = kinds
         self.counts: dict[str, int] = {}
         self._given: dict[tuple[str, str], str] = {}

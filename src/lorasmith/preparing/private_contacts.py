@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from lorasmith.preparing.private_context import LIKELY, POSSIBLE, PROVEN, WRITTEN_OUT, Span, after, before
 
 _EMAIL = re.compile(r"(?<![\w.%+'\-])[\w.%+'\-]{1,64}@\w[\w\-]{0,62}(?:\.\w[\w\-]{0,62}){1,8}")
-_BETWEEN = r"(?:[\-./ \u00a0\u2010-\u2013]|\)[ \-]?|[ \-]?\()?"
+_SPELT = re.compile(
+    r"(?<![\w.+\-])[\w.+\-]{1,64} ?[\[(](?:at|AT)[\])] ?[\w\-]{1,63}"
+    r"(?:\.[A-Za-z]{2,63}| ?[\[(](?:dot|DOT)[\])] ?[A-Za-z]{2,63}){1,4}"
+)
+_BETWEEN = r"(?:[\-./ \u00a0\u2010-\u2013]| / |\)[ \-]?|[ \-]?\()?"
 _PHONE = re.compile(
-    rf"(?<![0-9])(?<![\w/$€£#=*+^\-]{WRITTEN_OUT})(?<![0-9][ .,:])"
+    rf"(?<![0-9])(?<![\w/$€£#=*+^\-]{WRITTEN_OUT})(?<![0-9][ .,:])(?<![*+/^\u00d7] )"
     r"[+(]{0,2}[0-9](?:" + _BETWEEN + r"[0-9]){6,16}+"
-    r"(?: ?(?:x|ext\.?|extension) ?[0-9]{1,6})?(?![\w%$€£^*+=]|[.,:/][0-9])",
+    r"(?: ?(?:x|ext\.?|extension) ?[0-9]{1,6})?(?![\w%$€£]| ?[*+^=\u00d7]|[.,:/][0-9])"
+    r"(?! (?:units|people|pixels|users|customers|dollars|euros|pounds|times|copies|points|views|devices|phones)\b)"
+    r"(?! (?:km|kg|miles|meters|bytes|rows|words|tokens|per|percent|million|billion)\b)",
     re.IGNORECASE,
 )
 _EXTENSION = re.compile(r" ?(?:x|ext\.?|extension) ?[0-9]{1,6}$", re.IGNORECASE)
@@ -39,7 +45,8 @@ def _words(where: str) -> re.Pattern[str]:
 
 
 def emails(text: str) -> Iterator[Span]:
-    """E-mail addresses; git@host is the name of a service."""
+    """E-mail addresses, also with [at] and (dot); git@host is the name of a service."""
+    yield from ((match.start(), match.end(), LIKELY) for match in _SPELT.finditer(text))
     for match in _EMAIL.finditer(text):
         local, _, domain = match.group().partition("@")
         start = match.end() - len(domain) - 1 - len(local.lstrip(".'%-+"))
@@ -84,7 +91,7 @@ def _certainty(written: str, named: bool, about: bool) -> int:
     if _DATE.match(number) or len(groups) > len(digits) / 2 + 1 or ("." in number and len(groups) < 3):
         return 0
     if _NORTH_AMERICAN.fullmatch(number):
-        is_marked = "-" in number or "(" in number
+        is_marked = bool(re.search(r"[\-(.]", number))
         return LIKELY if is_marked or named or about or _is_valid(digits, "US") else 0
     if named or (about and (len(groups) > 1 or digits.startswith("0") or len(digits) == 10)):
         return LIKELY if "/" not in number or digits.startswith("0") else 0

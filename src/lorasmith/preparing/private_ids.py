@@ -139,7 +139,7 @@ _RULES = (
     _Rule(r"[2-9][0-9]{3}([ \-])[0-9]{4}\1[0-9]{4}", verhoeff),
     _Rule(r"[2-9][0-9]{11}", verhoeff, r"aa?dhaa?r|\buidai?\b"),
     _Rule(r"[A-Z]{3}P[A-Z][0-9]{4}[A-Z]", _any),
-    _Rule(r"[A-Z]{3}[ABCFGHLJT][A-Z][0-9]{4}[A-Z]", _any, r"\bpan\b|permanent account"),
+    _Rule(r"[A-Z]{5}[0-9]{4}[A-Z]", _any, r"\bpan\b|permanent account"),
     _Rule(r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", cpf),
     _Rule(r"[0-9]{11}", cpf, r"\bcpf\b"),
     _Rule(r"[0-9]{3}([ \-]?)[0-9]{3}\1[0-9]{3}", luhn, r"\bsin\b|social insurance"),

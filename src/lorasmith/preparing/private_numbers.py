@@ -107,14 +107,16 @@ def _is_someones(found: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 def ips(text: str) -> Iterator[Span]:
     """IPv4 and IPv6 addresses but for loopback, unspecified, multicast and masks; not the numbers of versions.
 
-    Four single digits, such as 1.2.3.4, are more often a section or a version: they need a word such as address.
+    Four short numbers, such as 1.2.3.4 or 3.11.4.1, are more often a section or a version: they need a word such as
+    address.
     """
     if text.count(".") >= 3:
         for match in _QUAD.finditer(text):
             window = before(text, match.start())
             if _words("version").search(window) or not _read(match.group()):
                 continue
-            if len(match.group()) > 7 or _words("ip").search(window):
+            is_short = match.group()[1] == "." and len(match.group()) < 10
+            if not is_short or _words("ip").search(window):
                 yield match.start(), match.end(), PROVEN
     if _TWO_COLONS.search(text):
         for match in _COLONS.finditer(text):

@@ -22,6 +22,7 @@ _WITH_TOKEN = re.compile(
     re.IGNORECASE,
 )
 _JWT = re.compile(r"(?<![\w\-])eyJ[\w\-]{8,4096}\.[\w\-]{8,4096}(?:\.[\w\-]{0,2048})?")
+_REST = re.compile(r"[\w\-]{0,256}")
 _KEY_END = re.compile(r"-----END[A-Z0-9 ]{0,60}-{0,5}")
 _KEY_BODY = re.compile(r"(?:[\s\\nr]{0,4}[A-Za-z0-9+/=]{16,}){0,256}")
 _NEEDLES = ("hf_", "sk-", "gh", "AKIA", "xox", "AIza", "glpat-", "-----BEGIN")  # how leaks.SHAPES begin
@@ -85,7 +86,9 @@ def secrets(text: str) -> Iterator[Span]:
     if "eyJ" in text:
         yield from ((match.start(), match.end(), PROVEN) for match in _JWT.finditer(text))
     if any(needle in text for needle in _NEEDLES):
-        yield from ((m.start(), m.end(), PROVEN) for m in SHAPES.finditer(text) if not m.group().startswith("-----"))
+        for match in SHAPES.finditer(text):
+            if not match.group().startswith("-----"):
+                yield match.start(), _REST.match(text, match.end()).end(), PROVEN  # type: ignore[union-attr]
     if max(map(len, text.split()), default=0) >= SHORTEST_TOKEN:
         yield from _of_services(text)
     yield from _told(text)
@@ -184,6 +187,7 @@ def _is_random(value: str) -> bool:
     if len(value) < 16 or not re.fullmatch(r"[\w+/=.~\-]+", value, re.ASCII) or "://" in value:
         return False
     digits = sum(sign.isdigit() for sign in value)
-    if digits < 2 or digits == len(value) or re.fullmatch(r"[a-z]+(?:[_\-./][a-z0-9]+)+", value):
+    is_mixed = len(value) >= 32 and digits == 1 and value.lower() != value  # one digit is enough in a long one
+    if (digits < 2 and not is_mixed) or digits == len(value) or re.fullmatch(r"[a-z]+(?:[_\-./][a-z0-9]+)+", value):
         return False
     return _entropy(value) >= (3.0 if re.fullmatch("[0-9a-fA-F]+", value) else 3.5)

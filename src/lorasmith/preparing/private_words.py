@@ -18,7 +18,16 @@ _COMPOUND = (
 _SEPARATE = (
     "Rua|Rue|Via|Viale|Piazza|Calle|Avenida|Plaza|Paseo|Carrer|Boulevard|Avenue de|ul\\.|al\\.|Aleja|Corso|Largo"
 )
-_ROOM = r"(?:,?\s{1,3}(?:Apt|Suite|Apartment|Unit|Flat|Room)\.? [0-9]{1,4}[A-Za-z]?)"
+_ROOMS = "Apt|Suite|Apartment|Unit|Flat|Room"
+_ROOM = rf"(?:(?:{_ROOMS})\.? [0-9]{{1,4}}[A-Za-z]?(?!\w))"
+_CODE = r"(?:[A-Z]{1,2}-?)?[0-9]{4,5}(?:-[0-9]{3,4})?(?!\w)"
+# What comes after a street: flats, then towns and countries if a postcode ends them.
+_TAIL = (
+    rf"(?:,?\s{{1,3}}{_ROOM}){{0,2}}"
+    rf"(?:(?:,?\s{{1,3}}|\s,\s){_CAPITAL}(?: {_CAPITAL}){{0,3}}){{0,4}}(?:,?\s{{1,3}}|\s,\s){_CODE}"
+)
+_TAIL = rf"(?:{_TAIL}|(?:,?\s{{1,3}}{_ROOM}){{0,2}})"
+_HOUSE = r"(?:(?<![\w.,\-])[0-9]{1,5}[A-Za-z]? ){0,2}"
 _NOBODY = {
     "Sir",
     "Madam",
@@ -37,22 +46,21 @@ _PARTICLES = {"de", "da", "do", "dos", "del", "della", "di", "van", "von", "der"
 
 
 @functools.cache
-def _places() -> list[re.Pattern[str]]:
-    return [
-        re.compile(
-            rf"(?<![\w.,\-])[0-9]{{1,5}}[A-Za-z]? (?:[0-9]{{1,4}} )?(?:{_CAPITAL} ){{1,4}}(?:{_STREET})\b\.?"
-            rf"{_ROOM}?(?:,?\s{{1,3}}{_CAPITAL}){{0,3}}(?:,?\s{{1,3}}[A-Z]{{2}})?(?:,?\s{{1,3}}[0-9]{{5}}(?:-[0-9]{{4}})?)?"
-        ),
-        re.compile(rf"(?<!\w)[^\W\d_][\w\-]{{2,30}}(?:{_COMPOUND}) [0-9]{{1,4}}[a-z]?(?!\w){_ROOM}?"),
-        re.compile(
-            rf"(?<!\w)(?:[0-9]{{1,4}},? )?(?:{_SEPARATE}) (?:[\w'\u2019.\-]{{1,30}} ){{0,4}}?"
-            r"[\w'\u2019.\-]{1,30},? [0-9]{1,5}(?!\w)"
-        ),
-        re.compile(r"(?<!\w)(?:P\.? ?O\.?|Post Office) Box [0-9]{1,6}(?!\w)"),
-        re.compile(r"(?<!\w)(?:PSC|Unit|CMR) [0-9]{2,5},? Box [0-9]{2,5}(?:\s[AFD]PO A[AEP] [0-9]{5})?"),
-        re.compile(rf"(?<!\w)USN[SV] {_CAPITAL}\s[AFD]PO A[AEP] [0-9]{{5}}"),
-        re.compile(r"(?<!\w)(?:Apt|Suite|Apartment)\.? [0-9]{1,4}(?!\w)"),
-    ]
+def _places() -> list[tuple[list[str], re.Pattern[str]]]:
+    """Shapes of addresses, each with words of which a text must hold one for the shape to be looked for."""
+    shapes = {
+        _STREET: rf"(?<![\w.,\-])[0-9]{{1,5}}[A-Za-z]? (?:[0-9]{{1,4}} )?(?:{_CAPITAL} ){{1,4}}(?:{_STREET})\b\.?"
+        rf"(?:,? {_CAPITAL}(?: {_CAPITAL})?, [A-Z]{{2}}(?: [0-9]{{5}})?(?!\w)|{_TAIL})",
+        _COMPOUND: rf"{_HOUSE}(?<!\w)[^\W\d_][\w\-]{{2,30}}(?:{_COMPOUND}) [0-9]{{1,4}}[a-z]?(?!\w){_TAIL}",
+        _SEPARATE: rf"{_HOUSE}(?<!\w)(?:{_SEPARATE}) (?:[\w'\u2019.\-]{{1,30}} ){{0,4}}?"
+        rf"[\w'\u2019.\-]{{1,30}},? [0-9]{{1,5}}(?!\w){_TAIL}",
+        _ROOMS: rf"(?:(?<![\w.,\-])[0-9]{{1,5}} (?:{_CAPITAL} ){{1,4}}(?:[0-9]{{1,4}}\.?)?,?\s{{0,3}}(?<=\s))?"
+        rf"(?<!\w){_ROOM}{_TAIL}",
+        "Box": rf"{_HOUSE}(?<!\w)(?:P\.? ?O\.?|Post Office) Box [0-9]{{1,6}}(?!\w){_TAIL}",
+        "PSC|Unit|CMR": r"(?<!\w)(?:PSC|Unit|CMR) [0-9]{2,5},? Box [0-9]{2,5}(?:\s[AFD]PO A[AEP] [0-9]{5})?",
+        "USN": rf"(?<!\w)USN[SV] {_CAPITAL}\s[AFD]PO A[AEP] [0-9]{{5}}",
+    }
+    return [(words.replace("\\", "").split("|"), re.compile(shape)) for words, shape in shapes.items()]
 
 
 @functools.cache
@@ -60,7 +68,8 @@ def _leads() -> re.Pattern[str]:
     """What stands before a name."""
     return re.compile(
         r"(?<!\w)(?P<lead>(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herr|Frau|Monsieur|Madame|Señora?|Signora?|Sra?)\.? "
-        r"|(?i:(?:my|his|her|their) (?:full |first |last )?name is |name['\u2019]s |(?:full )?name: ?)"
+        r"|(?i:(?:my|his|her|their) (?:full |first |last )?name is |name['\u2019]s |(?:full )?name:\s{1,8})"
+        r"|(?i:(?:calls?|called) me |maiden name is |(?:what is|what['\u2019]s) your (?:last |first |full )?name\? )"
         r"|(?:Yours truly|Sincerely|Best regards|Kind regards|Regards|Cheers),?\n+|Dear (?:(?:Mr|Mrs|Ms|Dr)\.? )?"
         r"|(?:[Ss]igned|[Cc]ontact|[Aa]ttn)[:,]? )(?P<name>[\w'\u2019.\-]{2,30}(?: [\w'\u2019.\-]{1,30}){0,3})"
     )
@@ -68,8 +77,9 @@ def _leads() -> re.Pattern[str]:
 
 def addresses(text: str) -> Iterator[Span]:
     """Streets with a number, post boxes, flats; the town after them where it is written as in the United States."""
-    for pattern in _places():
-        yield from ((match.start(), match.end(), POSSIBLE) for match in pattern.finditer(text))
+    for words, pattern in _places():
+        if any(word in text for word in words):
+            yield from ((match.start(), match.end(), POSSIBLE) for match in pattern.finditer(text))
 
 
 def names(text: str) -> Iterator[Span]:
