@@ -300,7 +300,8 @@ def test_every_recipe_points_editors_to_the_schema():
         first = path.read_text().splitlines()[0]
         prefix = "# yaml-language-server: $schema="
         assert first.startswith(prefix), path
-        assert (path.parent / first.removeprefix(prefix)).resolve() == Path("recipes/sft.schema.json").resolve()
+        kind = "prepare" if path.parent.name == "prepare" else "sft"
+        assert (path.parent / first.removeprefix(prefix)).resolve() == Path(f"recipes/{kind}.schema.json").resolve()
 
 
 def test_a_key_that_takes_words_or_numbers_is_refused_by_its_own_name():

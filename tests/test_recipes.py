@@ -8,7 +8,8 @@ from conftest import ROOT, launch
 
 from lorasmith.recipe import load_recipe
 
-RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml"))
+EVERY = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml"))
+RECIPES = [path for path in EVERY if path.parent.name != "prepare"]  # those are run by test_prepare.py
 REAL = [path for path in RECIPES if path.parent.name == "sft"]
 
 

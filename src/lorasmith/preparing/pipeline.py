@@ -76,10 +76,20 @@ def plan(recipe: Preparation) -> Plan:
     if recipe.read.to is None and len(set(kinds)) > 1:
         found = ", ".join(f"{name} is {kind}" for name, kind in zip(names, kinds, strict=True))
         raise DataError(f"sources: {found}. Set read.to (--to), the one shape that all are written in.")
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions = _versions()
     listed = [[one.path, one.bytes, one.sha256] for one in (*files, *against)]
     parts = [settings(recipe), listed, kinds, versions, lorasmith.__version__]
     return Plan(recipe, files, kinds, against, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
+
+
+def _versions() -> dict[str, str]:
+    missing = [name for name in LIBRARIES if not list(importlib.metadata.distributions(name=name))]
+    if missing:
+        raise RunError(
+            f"{', '.join(missing)}: not installed, and rows are prepared with it. Run: pip install -c constraints.txt "
+            "-e '.[data]'"
+        )
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def settings(recipe: Preparation) -> dict[str, Any]:
