@@ -20,9 +20,10 @@ from lorasmith.data.formats import renamed
 from lorasmith.data.openai import problems
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
-from lorasmith.preparing.clean import Cleaner, excerpts, language, normalised
+from lorasmith.preparing.clean import AROUND, Cleaner, language, normalised
 from lorasmith.preparing.contamination import Evaluations, met
 from lorasmith.preparing.private import Masker
+from lorasmith.preparing.private_context import PLACEHOLDER
 from lorasmith.preparing.sources import Batch, File
 from lorasmith.preparing.split import drawn
 from lorasmith.preparing.summary import Change
@@ -30,6 +31,7 @@ from lorasmith.preparing.texts import content, everywhere
 from lorasmith.preparing.words import Words, content_hash, signatures
 
 SHOWN = 300  # characters of a row in an example
+HIDDEN = "█████"  # in place of what was masked
 NUMBERS: dict[str, Any] = {
     "line": np.uint32,
     "exact": np.uint64,
@@ -221,14 +223,15 @@ class Maker:
         return lines, self._numbers(kept, lines, account)
 
     def _show_mask(self, row: Kept, account: Account) -> None:
-        """An excerpt of a masked row, what was masked blacked out."""
+        """An excerpt around the first masked item of a row, which the page never shows itself."""
         if len(account.masks_shown) >= self.recipe.report.examples:
             return
-        text = "\n".join(row.texts)
-        after = self._masked(text)
-        if after != text:
-            _, shown = excerpts(text, after)
-            account.masks_shown.append({"place": row.place, "before": "", "after": self._masked(shown)})
+        masked = self._masked("\n".join(row.texts))
+        found = PLACEHOLDER.search(masked)
+        if found:
+            start, end = max(0, found.start() - AROUND), found.end() + AROUND
+            after = ("…" if start else "") + masked[start:end] + ("…" if len(masked) > end else "")
+            account.masks_shown.append({"place": row.place, "before": PLACEHOLDER.sub(HIDDEN, after), "after": after})
 
     def _numbers(self, rows: list[Kept], lines: list[bytes], account: Account) -> dict[str, Any]:
         seed, split = self.recipe.seed, self.recipe.split
