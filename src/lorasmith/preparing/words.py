@@ -14,7 +14,7 @@ SEED = 42  # of the permutations; signatures of one version of rensa are the sam
 EMPTY = np.uint16(0xFFFF)
 
 # A letter of a script without spaces is a word, and so is a mark: 2+2 and 2-2 differ.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, of well mixed bits: 2^64 over the golden ratio
 
 
@@ -37,7 +37,7 @@ class Words:
         starts = [0]
         known = self._known
         for text in texts:
-            for word in _WORD.findall(text.casefold()):
+            for word in WORD.findall(text.casefold()):
                 value = known.get(word)
                 if value is None:
                     value = content_hash(word)
