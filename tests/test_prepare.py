@@ -341,6 +341,25 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(tmp_path, number):
     assert not (tmp_path / "out/.work").exists()
 
 
+def test_parts_of_other_rows_are_not_gone_on_with(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", *made(50))
+    chosen = pipeline.plan(load_preparation(None, {"sources": [str(path)], "output_dir": str(tmp_path / "out")}, []))
+    pipeline.make_parts(chosen, pipeline.open_folder(chosen, False), 1)  # and interrupted here
+    write_rows(path, *made(50, seed=8, start=500))
+    assert {row["id"] for row in rows_of(prepare(path, "--out", tmp_path / "out"))} == set(range(500, 550))
+
+
+def test_no_file_of_a_preparation_holds_what_was_masked(tmp_path):
+    broken = "It\u00e2\u20ac\u2122s ann.lee@mail-7.org, "  # its cleaning is an example on the page
+    rows = [{"instruction": f"{broken} {i}", "output": f"{row['output']} ann.lee@mail-7.org"} for i, row in enumerate(made(12))]
+    rows += [{"instruction": "Hi ann.lee@mail-7.org", "output": "I'm sorry, but I can't help ann.lee@mail-7.org."}] * 3
+    out = prepare(write_rows(tmp_path / "rows.jsonl", *rows), "--out", tmp_path / "out", "duplicates.near=false")
+    for path in out.rglob("*.*"):
+        assert "ann.lee" not in path.read_text(), path
+    assert "[EMAIL_1]" in (out / "report.html").read_text()
+    assert summary(out)["masked"]["email"]["rows"] == len(rows_of(out)) > 5
+
+
 # --- the real files, the recipes and the command ---------------------------------------------------------------------
 
 REAL = {
