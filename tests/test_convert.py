@@ -281,6 +281,7 @@ REFUSED = [
     ("preference", {"prompt": "Q", "chosen": [said("A"), user("R"), said("B")], "rejected": "C"}, "openai", "preferred_output: OpenAI takes exactly one message of the assistant. Fix or remove the line."),
     ("preference", {"prompt": [user("Q")], "chosen": [user("R"), said("B")], "rejected": [said("A")]}, "messages", "where the answer begins is lost in messages. Convert to prompt_completion."),
     ("messages", {"messages": "x"}, "text", "messages: text; expected a list of messages."),
+    ("kto", MADE["kto"][1], "openai", "label: false, and OpenAI would train the answer all the same. Leave the row out."),
     ("records", {"a": "b"}, "text", "rows taken as they are (`records`) cannot become text. Name their format."),
 ]  # fmt: skip
 
@@ -414,6 +415,8 @@ BROKEN_VERDICTS = [
     ({"prompt": "Q", "completion": "A", "label": True, "kto_tag": False}, "label and kto_tag differ. Keep one."),
     ({"messages": [user("Q")], "label": True}, "completion: empty; expected a list of messages."),
     ({"messages": "Q", "label": True}, "messages: text; expected a list of messages."),
+    ({"messages": [user("Q"), said("")], "label": True}, "messages[1].content: empty; the assistant must say something. Fix or remove the line."),
+    ({"prompt": [user("Q")], "completion": [said("A", weight=2)], "label": True}, "completion[0].weight: `2`; expected 0 or 1."),
     ({"answer": "Q", "label": True}, "no answer; expected one of messages, sharegpt, prompt+completion, instruction+output, question+answer. Fix or remove the line."),
 ]  # fmt: skip
 

@@ -89,6 +89,13 @@ def test_chunks_are_cut_at_headings_and_know_them(tmp_path):
     assert [record["chunk"] for _, record in found] == [0, 1, 2, 3]
 
 
+def test_line_ends_of_windows_are_no_part_of_a_heading(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_bytes(MARKDOWN.replace("\n", "\r\n").encode())
+    assert made(path, 9)[-1][1]["title"] == "The book > One > Setext"
+    assert made(path, 20)[1][1]["title"] == "The book > One > Deeper"
+
+
 def test_headings_of_rst_have_the_levels_of_their_order(tmp_path):
     path = tmp_path / "a.rst"
     path.write_text(

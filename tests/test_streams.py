@@ -31,6 +31,7 @@ LISTS = [
     '[{"text": "a"}\n{"text": "b"}]',
     '[{"text": "a"',
     "[1, 2.50, -3e2, 45",
+    "[\n1,\n 22\n]\n, 3]",
     "[]",
     "[",
 ]
@@ -72,6 +73,16 @@ def test_a_list_gives_its_values_and_their_lines(tmp_path):
         path.write_text(text)
         assert [value for _, value in records(str(path))] == json.loads(text)
     assert [place for place, _ in records(str(path))] == [f"{path}:4", f"{path}:5"]
+
+
+def test_what_follows_a_number_at_the_end_of_a_file_is_not_passed_over(tmp_path):
+    for size in (1, 100):
+        found = told(listed_records(tmp_path, pieces("[\n1,\n 22\n]\n, 3]", size)))
+        assert found == [
+            (f"{tmp_path}:2", 1),
+            (f"{tmp_path}:3", 22),
+            f"{tmp_path}:5: text after the closing `]`. Fix the file.",
+        ]
 
 
 @pytest.mark.parametrize("text", TABLES)

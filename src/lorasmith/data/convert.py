@@ -82,7 +82,7 @@ def _has_text(value: Any) -> bool:
 
 
 def converted(record: dict[str, Any], kind: str, to: str | None, place: str) -> list[dict[str, Any]]:
-    """A record as one or more records of another format.
+    """A record as one or more records of another format, which may share what is in them with it and each other.
 
     Args:
         record: A record of the kind.

@@ -10,7 +10,7 @@ LONGEST_FRONT = 200  # lines of front matter
 _HASHES = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _UNDERLINE = re.compile(r"([=\-~^\"'`*+#:._])\1{2,}[ \t]*$")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
-_TITLE = re.compile(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", re.MULTILINE)
+_TITLE = re.compile(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t\r]*$", re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -83,7 +83,7 @@ class _Reader:
     def read(self, number: int, line: str) -> Iterator[Block]:
         """Take in a line; gives the block before it where this line begins another."""
         empty = not line.strip()
-        hashes = _HASHES.match(line) if self._markdown and not self._fenced else None
+        hashes = _HASHES.match(line.rstrip("\r\n")) if self._markdown and not self._fenced else None
         under = None if empty or hashes or self._fenced else self._underlined(line)
         if under:
             self.enter(*under)

@@ -56,6 +56,7 @@ class _Part:
         self._texts = texts
         self.text, self.at, self.kept = "", 0, 0
         self._line, self._counted = 1, 0  # the line on which the character at `_counted` stands
+        self._ended = False
         self._before = (0, 0)  # line ends before the part, and characters before it on its first line
 
     def line(self) -> int:
@@ -90,7 +91,8 @@ class _Part:
                 raise DataError(
                     f"{where}: a row of more than {LONGEST >> 20} MiB, or one without an end. Fix the file."
                 )
-            if cut and self._read():
+            if cut and not self._ended:
+                self._read()
                 continue
             if wrong:
                 where = f"{self._path}:{wrong.line or self.line()}"
@@ -112,4 +114,5 @@ class _Part:
             more += len(text)
         self.text = "".join(pieces)
         self.at, self.kept, self._counted = self.at - dropped, 0, self._counted - dropped
+        self._ended = more <= wanted
         return more > 0

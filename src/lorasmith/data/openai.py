@@ -40,6 +40,8 @@ def openai_record(record: dict[str, Any], kind: str, place: str) -> dict[str, An
         DataError: If OpenAI would refuse the row or read less in it than there is.
     """
     parts = parts_of(record, kind, place)
+    if kind == "kto" and parts.rest["label"] is False:
+        raise DataError(f"{place}: label: false, and OpenAI would train the answer all the same. Leave the row out.")
     tools = [_tool(tool) for tool in checked_tools(parts.rest, place) or []]
     more: dict[str, Any] = {"tools": tools} if tools else {}
     if isinstance(parts.rest.get("parallel_tool_calls"), bool):

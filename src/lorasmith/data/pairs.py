@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from lorasmith.data.answers import Said, as_messages, asked_in, divided, last_answer, one_answer, transcript
 from lorasmith.data.files import records
 from lorasmith.data.formats import check_record, renamed
-from lorasmith.data.messages import DROP, checked_messages, checked_text, checked_tools, named_kind
+from lorasmith.data.messages import DROP, checked_messages, checked_text, checked_tools, named_kind, trained_turns
 from lorasmith.data.rows import ASSISTANT
 from lorasmith.errors import DataError
 
@@ -154,6 +154,8 @@ def judged_of(record: Any, place: str) -> Judged:
         DataError: Naming the place and the field that is wrong.
     """
     prompt, completion, label = split_judged(record, place)
+    if "messages" in record:  # what is wrong with a turn is told by its number in the row
+        checked_messages(record["messages"], "messages", place)
     asked = _checked(prompt, "prompt", place, answer=False)
     return Judged(place, asked, _checked(completion, "completion", place), label, checked_tools(record, place))
 
@@ -164,6 +166,7 @@ def _checked(value: Said, name: str, place: str, *, answer: bool = True) -> Said
             raise DataError(f"{place}: {name}: empty. {DROP}")
         return value
     messages = checked_messages(value, name, place)
+    trained_turns(value, messages, name, place)
     if answer and messages[-1]["role"] != ASSISTANT:
         raise DataError(
             f"{place}: {name}: ends with the {messages[-1]['role']}'s turn; expected the assistant's. {DROP}"
