@@ -68,11 +68,11 @@ def _places() -> list[tuple[list[str], re.Pattern[str]]]:
 def _leads() -> re.Pattern[str]:
     """What stands before a name."""
     return re.compile(
-        r"(?<!\w)(?P<lead>(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herr|Frau|Monsieur|Madame|Señora?|Signora?|Sra?)\.? "
+        r"(?<![\w&])(?P<lead>(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Herr|Frau|Monsieur|Madame|Señora?|Signora?|Sra?)\.? "
         r"|(?i:(?:my|his|her|their) (?:full |first |last )?name is |name['\u2019]s |(?:full )?name:\s{1,8})"
         r"|(?i:(?:calls?|called) me |maiden name is |(?:what is|what['\u2019]s) your (?:last |first |full )?name\? )"
         r"|(?:Yours truly|Sincerely|Best regards|Kind regards|Regards|Cheers),?\n+|Dear (?:(?:Mr|Mrs|Ms|Dr)\.? )?"
-        r"|(?:[Ss]igned by|[Cc]ontact|[Aa]ttn):? )(?P<name>[\w'\u2019.\-]{2,30}(?: [\w'\u2019.\-]{1,30}){0,3})"
+        r"|(?:[Ss]igned by|[Cc]ontact|[Aa]ttn:?) )(?P<name>[\w'\u2019.\-]{2,30}(?: [\w'\u2019.\-]{1,30}){0,3})"
     )
 
 
