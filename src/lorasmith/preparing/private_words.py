@@ -12,7 +12,7 @@ _STREET = (
     "Highway|Hwy|Parkway|Pkwy|Circle|Cir|Trail|Close|Crescent|Row|Mews|Gardens|Grove|Alley|Turnpike|Pike"
 )
 _COMPOUND = (
-    "straße|strasse|str\\.|gasse|allee|platz|ring|weg|gatan|vägen|gata|vej|gade|veien|gaten|vegen|katu|tie|kuja|laan|"
+    "straße|strasse|str\\.|gasse|allee|platz|weg|gatan|vägen|gata|vej|gade|veien|gaten|vegen|katu|tie|kuja|laan|"
     "straat|plein|gracht"
 )
 _SEPARATE = (
@@ -41,7 +41,8 @@ _NOBODY = {
     "Colleague",
     "Colleagues",
 }
-_NOBODY |= {"The", "A", "An", "This", "That", "To", "Whom", "And", "I", "My", "Lord", "God", "Diary", "Santa"}
+_NOBODY |= {"The", "A", "An", "This", "That", "To", "Whom", "And", "I", "My", "Us", "For", "Information", "Visitor"}
+_NOBODY |= {"Lord", "God", "Diary", "Santa"}
 _PARTICLES = {"de", "da", "do", "dos", "del", "della", "di", "van", "von", "der", "den", "la", "le", "al", "bin", "y"}
 
 
@@ -51,7 +52,7 @@ def _places() -> list[tuple[list[str], re.Pattern[str]]]:
     shapes = {
         _STREET: rf"(?<![\w.,\-])[0-9]{{1,5}}[A-Za-z]? (?:[0-9]{{1,4}} )?(?:{_CAPITAL} ){{1,4}}(?:{_STREET})\b\.?"
         rf"(?:,? {_CAPITAL}(?: {_CAPITAL})?, [A-Z]{{2}}(?: [0-9]{{5}})?(?!\w)|{_TAIL})",
-        _COMPOUND: rf"{_HOUSE}(?<!\w)[^\W\d_][\w\-]{{2,30}}(?:{_COMPOUND}) [0-9]{{1,4}}[a-z]?(?!\w){_TAIL}",
+        _COMPOUND: rf"{_HOUSE}(?<!\w)[^\W\d_a-zß-öø-ÿ][\w\-]{{2,30}}(?:{_COMPOUND}) [0-9]{{1,4}}[a-z]?(?!\w){_TAIL}",
         _SEPARATE: rf"{_HOUSE}(?<!\w)(?:{_SEPARATE}) (?:[\w'\u2019.\-]{{1,30}} ){{0,4}}?"
         rf"[\w'\u2019.\-]{{1,30}},? [0-9]{{1,5}}(?!\w){_TAIL}",
         _ROOMS: rf"(?:(?<![\w.,\-])[0-9]{{1,5}} (?:{_CAPITAL} ){{1,4}}(?:[0-9]{{1,4}}\.?)?,?\s{{0,3}}(?<=\s))?"
@@ -67,11 +68,11 @@ def _places() -> list[tuple[list[str], re.Pattern[str]]]:
 def _leads() -> re.Pattern[str]:
     """What stands before a name."""
     return re.compile(
-        r"(?<!\w)(?P<lead>(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Professor|Herr|Frau|Monsieur|Madame|Señora?|Signora?|Sra?)\.? "
+        r"(?<![\w&])(?P<lead>(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Herr|Frau|Monsieur|Madame|Señora?|Signora?|Sra?)\.? "
         r"|(?i:(?:my|his|her|their) (?:full |first |last )?name is |name['\u2019]s |(?:full )?name:\s{1,8})"
         r"|(?i:(?:calls?|called) me |maiden name is |(?:what is|what['\u2019]s) your (?:last |first |full )?name\? )"
         r"|(?:Yours truly|Sincerely|Best regards|Kind regards|Regards|Cheers),?\n+|Dear (?:(?:Mr|Mrs|Ms|Dr)\.? )?"
-        r"|(?:[Ss]igned|[Cc]ontact|[Aa]ttn)[:,]? )(?P<name>[\w'\u2019.\-]{2,30}(?: [\w'\u2019.\-]{1,30}){0,3})"
+        r"|(?:[Ss]igned by|[Cc]ontact|[Aa]ttn:?) )(?P<name>[\w'\u2019.\-]{2,30}(?: [\w'\u2019.\-]{1,30}){0,3})"
     )
 
 
