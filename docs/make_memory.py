@@ -45,7 +45,7 @@ def main() -> None:
     print("not yet measured on a GPU. One line again: `python scripts/plan.py recipes/sft/NAME.yaml --gpu 8`.\n")
     print("| recipe | " + " | ".join(f"{gib} GiB card" for gib in CARDS) + " |")
     print("|---|" + "---|" * len(CARDS))
-    for path in sorted((ROOT / "recipes").rglob("*.yaml")):
+    for path in [ROOT / "recipes/quickstart.yaml", *sorted((ROOT / "recipes/sft").glob("*.yaml"))]:
         print(f"| {path.stem} | " + " | ".join(cell(path, gib) for gib in CARDS) + " |")
     print("\n## Predicted against measured\n")
     print(grid("cpu", "Small models of random weights on a CPU: bytes that torch's allocator handed out"))

@@ -8,33 +8,42 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lorasmith.preparation import Preparation
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import OWNED
 
-SCRIPTS = ("sft", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize", "adapter")
+SCRIPTS = ("prepare", "sft", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize", "adapter")
 
 
 def main() -> None:
     print("# Reference\n\nMade by `make reference`; a test keeps it current.\n\n## The recipe")
-    for name, field in Recipe.model_fields.items():
+    print_keys(Recipe)
+    print("\nUnder `trainer:` stands any field of trl's `SFTConfig`, but for these, which have another owner:\n")
+    print("| key | instead |\n|---|---|")
+    for name, instead in OWNED.items():
+        print(f"| `{name}` | {instead} |")
+    print("\n## The recipe of a preparation\n\nFor `scripts/prepare.py`; how it works: `prepare.md`.")
+    print_keys(Preparation)
+    for script in SCRIPTS:
+        command = [sys.executable, f"scripts/{script}.py", "--help"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "100"}).stdout
+        print(f"\n## scripts/{script}.py\n\n```\n{shown.rstrip()}\n```")
+
+
+def print_keys(recipe: Any) -> None:
+    """Every key of a recipe, section by section, and behind them those that stand in none."""
+    alone = []
+    for name, field in recipe.model_fields.items():
         section = field.annotation
         if not hasattr(section, "model_fields"):
+            alone.append((name, field))
             continue
         print(f"\n### {name}:\n\n{section.__doc__}\n\n| key | default | |\n|---|---|---|")
         for key, inner in section.model_fields.items():
             print(f"| `{inner.alias or key}` | {default(inner)} | {inner.description or limits(inner)} |")
     print("\n### Beside the sections\n\n| key | default | |\n|---|---|---|")
-    for name in ("output_dir", "seed", "trainer"):
-        field = Recipe.model_fields[name]
+    for name, field in alone:
         print(f"| `{name}` | {default(field)} | {field.description or limits(field)} |")
-    print("\nUnder `trainer:` stands any field of trl's `SFTConfig`, but for these, which have another owner:\n")
-    print("| key | instead |\n|---|---|")
-    for name, instead in OWNED.items():
-        print(f"| `{name}` | {instead} |")
-    for script in SCRIPTS:
-        command = [sys.executable, f"scripts/{script}.py", "--help"]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "100"}).stdout
-        print(f"\n## scripts/{script}.py\n\n```\n{shown.rstrip()}\n```")
 
 
 def default(field: Any) -> str:

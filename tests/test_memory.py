@@ -16,7 +16,7 @@ from lorasmith.memory.shapes import KNOWN, UnknownArchitectureError, read_shape
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_file import read_recipe, rewrite
 
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = [ROOT / "recipes/quickstart.yaml", *sorted((ROOT / "recipes/sft").glob("*.yaml"))]
 SMALL = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 320,
     "max_position_embeddings": 128,

@@ -351,7 +351,10 @@ def test_parts_of_other_rows_are_not_gone_on_with(tmp_path):
 
 def test_no_file_of_a_preparation_holds_what_was_masked(tmp_path):
     broken = "It\u00e2\u20ac\u2122s ann.lee@mail-7.org, "  # its cleaning is an example on the page
-    rows = [{"instruction": f"{broken} {i}", "output": f"{row['output']} ann.lee@mail-7.org"} for i, row in enumerate(made(12))]
+    rows = [
+        {"instruction": f"{broken} {i}", "output": f"{row['output']} ann.lee@mail-7.org"}
+        for i, row in enumerate(made(12))
+    ]
     rows += [{"instruction": "Hi ann.lee@mail-7.org", "output": "I'm sorry, but I can't help ann.lee@mail-7.org."}] * 3
     out = prepare(write_rows(tmp_path / "rows.jsonl", *rows), "--out", tmp_path / "out", "duplicates.near=false")
     for path in out.rglob("*.*"):
