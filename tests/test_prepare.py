@@ -240,11 +240,14 @@ def test_shares_and_labels_come_out_as_asked(tmp_path):
 
 
 def test_a_group_stays_together_and_the_newest_rows_test(tmp_path):
-    rows = [row | {"author": f"a{i % 40}", "day": f"2026-01-{1 + i % 28:02d}"} for i, row in enumerate(made(800))]
+    rows = [
+        row | {"author": f"a{i % 40}@mail.org", "day": f"2026-01-{1 + i % 28:02d}"} for i, row in enumerate(made(800))
+    ]
     path = write_rows(tmp_path / "rows.jsonl", *rows)
     grouped = prepare(path, "--out", tmp_path / "g", "split.by=group", "split.column=author")
-    by_side = [{row["author"] for row in rows_of(grouped, name)} for name in ("train", "eval", "test")]
+    by_side = [{row["id"] % 40 for row in rows_of(grouped, name)} for name in ("train", "eval", "test")]
     assert sum(map(len, by_side)) == len(set().union(*by_side)) == 40
+    assert {row["author"] for row in rows_of(grouped)} == {"[EMAIL_1]"}, "masked behind the split"
     timed = prepare(path, "--out", tmp_path / "t", "split.by=time", "split.column=day")
     days = [[row["day"] for row in rows_of(timed, name)] for name in ("train", "eval", "test")]
     assert max(days[0]) < min(days[1])
@@ -383,7 +386,9 @@ def test_real_files_come_out_trainable(tmp_path, name, capsys):
     out = prepare(SHARED / f"data/{name}.jsonl", "--out", tmp_path / "out", *REAL[name])
     told = summary(out)
     assert told["rejected"]["rows"] <= 0.01 * told["steps"][0]["rows_in"], told["rejected"]
-    assert told["steps"][-1]["rows_out"] > 0.6 * told["steps"][0]["rows_in"], told["steps"]
+    unwanted = told["removed"].get("unwanted answer", {"rows": 0})["rows"]
+    assert unwanted == (150 if "kto" in name else 0), "an answer that was judged bad is never trained"
+    assert told["steps"][-1]["rows_out"] > 0.6 * (told["steps"][0]["rows_in"] - unwanted), told["steps"]
     capsys.readouterr()
     sft("recipes/quickstart.yaml", "--dry-run", f"data.train={out}/train.jsonl", "data.eval=null", "data.on_too_long=drop",
         "trainer.max_length=512", "trainer.eval_strategy=no", "model.chat_template=chatml", f"output_dir={tmp_path}/run")  # fmt: skip

@@ -14,7 +14,8 @@ from lorasmith.data import convert
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
 from lorasmith.preparing import split
-from lorasmith.preparing.parts import NUMBERS, Account
+from lorasmith.preparing.account import Account
+from lorasmith.preparing.numbers import NUMBERS
 from lorasmith.preparing.similar import Groups, Numbers, near_pairs
 from lorasmith.preparing.summary import Change
 from lorasmith.preparing.texts import content

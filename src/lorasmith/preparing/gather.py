@@ -27,6 +27,7 @@ from lorasmith.preparing.summary import (
 
 SHOWN = 300  # characters of a row
 CLUSTERS = 5
+LABELS = 200  # more are numbers to predict, not classes
 LISTED = 50  # contaminated or rejected rows on the page; private/ has all
 ODD = 10  # rows to look at of each kind
 FAR = 4.0  # standard deviations of the logarithm of the length
@@ -57,11 +58,7 @@ def summarise(chosen: Plan, rows: Rows, decision: Decision, splits: dict[str, Pa
         splits=splits,
         lengths=length_histogram(dict(zip(lengths.tolist(), counts.tolist(), strict=True)), unit),
         languages=_counted(rows.columns["language"][kept], rows.languages),
-        labels={
-            name: counted
-            for side, name in enumerate(NAMES)
-            if (counted := _counted(rows.columns["label"][kept & (decision.side == side)], rows.labels))
-        },
+        labels=_labels(rows, decision, kept),
         masked=_masked(rows, kept),
         duplicates=_duplicates(rows, decision),
         changes=_changes(rows, recipe.report.examples),
@@ -128,6 +125,13 @@ def _counted(numbers: Any, names: list[str]) -> dict[str, int]:
     counts = np.bincount(numbers[numbers >= 0], minlength=len(names)).tolist()
     found = [(name, count) for name, count in zip(names, counts, strict=True) if count and name]
     return dict(sorted(found, key=lambda one: (-one[1], one[0])))
+
+
+def _labels(rows: Rows, decision: Decision, kept: Any) -> dict[str, dict[str, int]]:
+    if len(rows.labels) > LABELS:
+        return {}
+    sides = {name: rows.columns["label"][kept & (decision.side == side)] for side, name in enumerate(NAMES)}
+    return {name: counts for name, labels in sides.items() if (counts := _counted(labels, rows.labels))}
 
 
 def _masked(rows: Rows, kept: Any) -> dict[str, dict[str, int]]:

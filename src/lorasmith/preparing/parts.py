@@ -7,7 +7,7 @@ account. The account is written last, so that a part is whole where it exists.
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,81 +15,27 @@ from typing import Any
 import numpy as np
 
 from lorasmith.data import convert
+from lorasmith.data.convert import answer_of
 from lorasmith.data.files import line_record
 from lorasmith.data.formats import renamed
 from lorasmith.data.openai import problems
+from lorasmith.data.pairs import judged_of
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
-from lorasmith.preparing.clean import AROUND, Cleaner, language, normalised
+from lorasmith.preparing.account import Account, Kept
+from lorasmith.preparing.clean import AROUND, Cleaner
 from lorasmith.preparing.contamination import Evaluations, met
+from lorasmith.preparing.numbers import column_of, label_of, numbers
 from lorasmith.preparing.private import Masker
 from lorasmith.preparing.private_context import PLACEHOLDER
 from lorasmith.preparing.sources import Batch, File
-from lorasmith.preparing.split import drawn
 from lorasmith.preparing.summary import Change
 from lorasmith.preparing.texts import content, everywhere
-from lorasmith.preparing.words import Words, content_hash, signatures
+from lorasmith.preparing.tokens import token_counter
+from lorasmith.preparing.words import Words
 
 SHOWN = 300  # characters of a row in an example
 HIDDEN = "█████"  # in place of what was masked
-NUMBERS: dict[str, Any] = {
-    "line": np.uint32,
-    "exact": np.uint64,
-    "normal": np.uint64,
-    "content": np.uint64,
-    "prompt": np.uint64,
-    "group": np.uint64,
-    "draw": np.float64,
-    "characters": np.uint32,
-    "tokens": np.uint32,
-    "words": np.uint32,
-    "offset": np.uint64,
-    "label": np.int32,
-    "language": np.int16,
-}
-
-
-@dataclass(slots=True)
-class Account:
-    """What became of a batch.
-
-    Attributes:
-        rows: Rows that were read, broken ones included.
-        rejected: (place, reason) of broken ones.
-        removed: (line, reason) of rows that cleaning, masking or decontamination left out.
-        examples: Reason -> excerpts of removed rows.
-        changes: Cleaning step -> altered rows and excerpts.
-        met: (line, evaluation set, how) of rows that give it away.
-        masked: (row, kind, items) of masked rows.
-        labels, languages, times: Texts that the numbers of `label` and `language`, or the rows themselves, stand for.
-    """
-
-    path: str
-    source: int
-    rows: int = 0
-    rejected: list[tuple[str, str]] = field(default_factory=list)
-    removed: list[tuple[int, str]] = field(default_factory=list)
-    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    changes: dict[str, Change] = field(default_factory=dict)
-    changed: int = 0
-    met: list[tuple[int, str, str]] = field(default_factory=list)
-    masked: list[tuple[int, str, int]] = field(default_factory=list)
-    masks_shown: list[dict[str, str]] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    languages: list[str] = field(default_factory=list)
-    times: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Kept:
-    """A row on its way through the steps: the record as it is written later, and its texts before they were masked."""
-
-    line: int
-    record: dict[str, Any]
-    raw: str
-    texts: list[str]
-    prompt: str = ""
-    place: str = ""
 
 
 class Maker:
@@ -113,11 +59,11 @@ class Maker:
         file = self.files[batch.file]
         account = Account(file.path, file.source)
         kept = self._screened(self._read(batch, file, account), account)
-        lines, numbers = self._written(kept, account)
+        lines, columns = self._written(kept, account)
         path = self.work / f"{batch.index:06d}"
         path.with_suffix(".jsonl").write_bytes(b"".join(lines))
         with path.with_suffix(".npz").open("wb") as out:
-            np.savez(out, **numbers)
+            np.savez(out, **columns)
         beside = path.with_suffix(".part")
         beside.write_text(json.dumps(asdict(account), ensure_ascii=False), encoding="utf-8", errors="replace")
         os.replace(beside, path.with_suffix(".json"))
@@ -141,6 +87,9 @@ class Maker:
     def _row(self, place: str, value: Any, kind: str, account: Account) -> list[Kept]:
         convert.check(value, kind, place)
         to = self.recipe.read.to
+        if kind == "kto" and to not in (None, "kto") and not judged_of(value, place).label:
+            self._remove(_line(place), place, "unwanted answer", answer_of(value, kind), account)  # it would be learnt
+            return []
         rows = [
             self._cleaned(place, record, to or kind, account) for record in convert.converted(value, kind, to, place)
         ]
@@ -157,20 +106,22 @@ class Maker:
             return None
         record, changes = cleaner.row(record)
         texts = content(record, cleaner.fields)
-        if self.recipe.split.by != "hash":
-            _column(record, self.recipe.split.column, place)
+        split = self.recipe.split
+        column = column_of(record, split.column, place) if split.by != "hash" else ""
         reason = cleaner.refusal(record, _only_answer(record, kind))
         if reason:
             self._remove(line, place, reason, "\n".join(texts), account)
             return None
         if changes:
+            convert.check(record, kind, place)
             account.changed += 1
         for name, (before, after) in changes.items():
             change = account.changes.setdefault(name, Change())
             change.rows += 1
             if len(change.examples) < self.recipe.report.examples:
                 change.examples.append({"place": place, "before": self._masked(before), "after": self._masked(after)})
-        return Kept(line, record, raw, texts, convert.prompt_of(record, kind), place)
+        asked = convert.prompt_of(record, kind)
+        return Kept(line, record, raw, texts, asked, place, label_of(record, split.label), column)
 
     def _cleaner(self, kind: str) -> Cleaner:
         if kind not in self._cleaners:
@@ -220,7 +171,7 @@ class Maker:
                 account.rejected.append((row.place, "half of a character, or a number that is none, in a column."))
                 continue
             kept.append(row)
-        return lines, self._numbers(kept, lines, account)
+        return lines, numbers(self.recipe, self.words, self.count_tokens, kept, lines, account)
 
     def _show_mask(self, row: Kept, account: Account) -> None:
         """An excerpt around the first masked item of a row, which the page never shows itself."""
@@ -233,71 +184,10 @@ class Maker:
             after = ("…" if start else "") + masked[start:end] + ("…" if len(masked) > end else "")
             account.masks_shown.append({"place": row.place, "before": PLACEHOLDER.sub(HIDDEN, after), "after": after})
 
-    def _numbers(self, rows: list[Kept], lines: list[bytes], account: Account) -> dict[str, Any]:
-        seed, split = self.recipe.seed, self.recipe.split
-        joined = ["\n".join(row.texts) for row in rows]
-        hashes, starts = self.words.of(joined)
-        labels = [_shown_label(row.record, split.label) for row in rows]
-        account.labels = sorted(set(labels) - {""})
-        places = [_column(row.record, split.column, row.place) if split.by != "hash" else "" for row in rows]
-        groups = places if split.by == "group" else [""] * len(rows)
-        account.times = places if split.by == "time" else []
-        spoken = [language(text) for text in joined] if self.recipe.clean.languages else [""] * len(rows)
-        account.languages = sorted(set(spoken))
-        beside = [f"{label}\0{_tools(row.record)}" for row, label in zip(rows, labels, strict=True)]
-        plain = [normalised(text) for text in joined]
-        asked = [normalised(row.prompt) or text for row, text in zip(rows, plain, strict=True)]
-        columns: dict[str, Any] = {
-            "line": [row.line for row in rows],
-            "exact": [content_hash(f"{one}\0{row.raw}") for row, one in zip(rows, beside, strict=True)],
-            "normal": [content_hash(f"{one}\0{text}") for text, one in zip(plain, beside, strict=True)],
-            "content": [content_hash(text) for text in plain],
-            "prompt": [content_hash(text) for text in asked],
-            "group": [content_hash(one) for one in groups],
-            "draw": [drawn(seed, group or text) for group, text in zip(groups, asked, strict=True)],
-            "characters": [len(text) for text in joined],
-            "tokens": self.count_tokens(joined),
-            "words": np.diff(starts),
-            "offset": np.cumsum([0, *map(len, lines)])[:-1] if lines else [],
-            "label": [account.labels.index(one) if one else -1 for one in labels],
-            "language": [account.languages.index(one) for one in spoken],
-        }
-        numbers: dict[str, Any] = {name: np.array(columns[name], dtype=kind) for name, kind in NUMBERS.items()}
-        if self.recipe.duplicates.near:
-            numbers["signature"] = signatures(hashes, starts)
-        return numbers
-
     @cached_property
     def count_tokens(self) -> Callable[[list[str]], list[int]]:
         """Tokens of texts by the named tokenizer; zeros where none is named."""
         return token_counter(self.recipe.report.tokenizer)
-
-
-def token_counter(name: str | None) -> Callable[[list[str]], list[int]]:
-    """A function that counts the tokens of texts.
-
-    Args:
-        name: A tokenizer.json, a folder or hub id that has one; None: counts are 0.
-
-    Raises:
-        DataError: If it is not found.
-    """
-    if name is None:
-        return lambda texts: [0] * len(texts)
-    from tokenizers import Tokenizer
-
-    from lorasmith.memory.facts import tokenizer_folder
-
-    path = Path(name)
-    if not path.is_file():
-        folder = tokenizer_folder(name, "main")
-        path = folder / "tokenizer.json" if folder is not None else path
-    if not path.is_file():
-        raise DataError(f"report.tokenizer: {name} has no tokenizer.json here. Name a folder or file that has one.")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda texts: [len(one.ids) for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
 def _records_of(batch: Batch, file: File) -> list[tuple[str, Any]]:
@@ -319,25 +209,4 @@ def _only_answer(record: dict[str, Any], kind: str) -> str:
         spoken = [one for one in turns if one.get("role", one.get("from")) in ("assistant", "gpt")]
         if len(spoken) != 1 or record.get("tools"):
             return ""
-    return convert.answer_of(record, kind)
-
-
-def _shown_label(record: dict[str, Any], name: str | None) -> str:
-    """A row's label as text, or nothing where it has none."""
-    value = record.get(name) if name else None
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, str | int | float) else ""
-
-
-def _tools(record: dict[str, Any]) -> str:
-    """A row's tools as text: with others, the same conversation is another row."""
-    tools = record.get("tools")
-    return json.dumps(tools, sort_keys=True, default=str) if tools else ""
-
-
-def _column(record: dict[str, Any], name: str | None, place: str) -> str:
-    value = record.get(name) if name else None
-    if value is None or isinstance(value, dict | list):
-        raise DataError(f"{place}: {name}: missing, the column that split.by needs. Give it to every row.")
-    return str(value)
+    return answer_of(record, kind)

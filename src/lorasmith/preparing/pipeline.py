@@ -24,9 +24,10 @@ from lorasmith.errors import DataError, FitError, RunError, StoppedError, Stoppe
 from lorasmith.listening import listener
 from lorasmith.preparation import Preparation
 from lorasmith.preparing.contamination import Evaluations, evaluations
-from lorasmith.preparing.parts import Maker, token_counter
+from lorasmith.preparing.parts import Maker
 from lorasmith.preparing.sources import Batch, Count, File, batches, find_files, kinds_of
 from lorasmith.preparing.texts import said
+from lorasmith.preparing.tokens import token_counter
 
 WORK, MANIFEST = ".work", "manifest.json"
 LIBRARIES = (
