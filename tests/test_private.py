@@ -247,6 +247,10 @@ def test_offsets_count_characters_also_beyond_the_basic_plane():
 def test_text_of_json_stays_json():
     text = json.dumps({"a": "one\njo@example.org\t(202) 456-1111", "password": "hunter22"})
     assert json.loads(mask(text)) == {"a": "one\n[EMAIL_1]\t[PHONE_1]", "password": "[SECRET_1]"}
+    inner = json.dumps({"phone": 2024561111, "card": 4111111111111111, "count": 2024561111})
+    outer = json.dumps({"arguments": inner})
+    assert json.loads(mask(inner)) == {"phone": "[PHONE_1]", "card": "[CARD_1]", "count": 2024561111}
+    assert json.loads(json.loads(mask(outer))["arguments"]) == json.loads(mask(inner))
 
 
 def test_a_missing_library_is_named_before_the_first_row():

@@ -11,6 +11,7 @@ from lorasmith.preparing import private_contacts, private_ids, private_numbers, 
 from lorasmith.preparing.private_context import KINDS, NUMBER, PLACEHOLDER, Span
 
 DEFAULT_KINDS = frozenset(KINDS) - {"name", "address", "link"}
+_KEY = re.compile(r"(\\?\") {0,2}: {0,2}$")
 MOST_PASSES = 8  # over one text by a mask; the second nearly always finds nothing
 
 _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
@@ -106,6 +107,13 @@ def require_libraries(kinds: frozenset[str]) -> None:
         )
 
 
+def _quote(text: str, one: Found) -> str:
+    """What must stand around the placeholder of a bare number behind a key of JSON, for the text to stay JSON."""
+    key = _KEY.search(text[max(0, one.start - 8) : one.start])
+    is_bare = text[one.start : one.end].isdigit() and text[one.end : one.end + 1] in ("", *",}] \n\\")
+    return key.group(1) if key and is_bare else ""
+
+
 class Masker:
     """Puts placeholders such as [EMAIL_1] for private data in the texts of one row.
 
@@ -137,7 +145,8 @@ class Masker:
             self.reserve(text)
             pieces, done = [], 0
             for one in found:
-                pieces += [text[done : one.start], self._placeholder(one.kind, text[one.start : one.end])]
+                quote = _quote(text, one)
+                pieces += [text[done : one.start], quote, self._placeholder(one.kind, text[one.start : one.end]), quote]
                 done = one.end
             text = "".join([*pieces, text[done:]])
         return text

@@ -11,6 +11,7 @@ _SPELT = re.compile(
     r"(?<![\w.+\-])[\w.+\-]{1,64} ?[\[(](?:at|AT)[\])] ?[\w\-]{1,63}"
     r"(?:\.[A-Za-z]{2,63}| ?[\[(](?:dot|DOT)[\])] ?[A-Za-z]{2,63}){1,4}"
 )
+_KEY = re.compile(r"\"([^\"\\]{1,30})\\?\" ?: ?(?:\\?\")?$")
 _BETWEEN = r"(?:[\-./ \u00a0\u2010-\u2013]| / |\)[ \-]?|[ \-]?\()?"
 _PHONE = re.compile(
     rf"(?<![0-9])(?<![\w/$€£#=*+^\-]{WRITTEN_OUT})(?<![0-9][ .,:])(?<![*+/^\u00d7] )"
@@ -61,6 +62,8 @@ def phones(text: str) -> Iterator[Span]:
     """Phone numbers with a country code, North American ones, national ones, and others where words tell of a phone."""
     for match in _PHONE.finditer(text):
         window = before(text, match.start())
+        if key := _KEY.search(window):  # of JSON: it says what the number is, not what stands before it
+            window = key.group(1)
         named = bool(_words("named").search(window) or _words("after").search(after(text, match.end())))
         about = bool(_words("about").search(window))
         for end in _ends(match):
