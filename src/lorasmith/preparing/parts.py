@@ -154,24 +154,34 @@ class Maker:
         lines: list[bytes] = []
         kept: list[Kept] = []
         for row in rows:
-            if wanted:
-                masker = Masker(wanted)
-                masked = everywhere(row.record, masker.mask)
-                if masker.counts:
-                    if self.recipe.private.action == "drop":
-                        self._remove(row.line, row.place, "private data", "\n".join(row.texts), account)
-                        continue
-                    account.masked += [(len(kept), kind, count) for kind, count in sorted(masker.counts.items())]
-                    self._show_mask(row, account)
-                row.record = masked
+            counts = self._mask(row) if wanted else {}
+            if counts and self.recipe.private.action == "drop":
+                self._remove(row.line, row.place, "private data", "\n".join(row.texts), account)
+                continue
             try:
                 text = json.dumps(row.record, ensure_ascii=False, default=str, allow_nan=False)
                 lines.append(text.encode("utf-8") + b"\n")
             except ValueError:
                 account.rejected.append((row.place, "half of a character, or a number that is none, in a column."))
                 continue
+            if counts:
+                account.masked += [(len(kept), kind, count) for kind, count in sorted(counts.items())]
+                self._show_mask(row, account)
             kept.append(row)
         return lines, numbers(self.recipe, self.words, self.count_tokens, kept, lines, account)
+
+    def _mask(self, row: Kept) -> dict[str, int]:
+        """Mask a row, one item as the same placeholder all through it, and count the items by kind."""
+        masker = Masker(self.recipe.private.wanted)
+
+        def reserve(text: str) -> str:
+            masker.reserve(text)
+            return text
+
+        if any(PLACEHOLDER.search(text) for text in row.texts):
+            everywhere(row.record, reserve)
+        row.record = everywhere(row.record, masker.mask)
+        return masker.counts
 
     def _show_mask(self, row: Kept, account: Account) -> None:
         """An excerpt around the first masked item of a row, which the page never shows itself."""
