@@ -353,7 +353,8 @@ def test_parts_of_other_rows_are_not_gone_on_with(tmp_path):
 
 
 def test_no_file_of_a_preparation_holds_what_was_masked(tmp_path):
-    broken = "It\u00e2\u20ac\u2122s ann.lee@mail-7.org, "  # its cleaning is an example on the page
+    # Its cleaning is an example on the page, cut in the midst of the address.
+    broken = "It\u00e2\u20ac\u2122s the long and winding address of a friend of mine: ann.lee@mail-7.org, "
     rows = [
         {"instruction": f"{broken} {i}", "output": f"{row['output']} ann.lee@mail-7.org"}
         for i, row in enumerate(made(12))

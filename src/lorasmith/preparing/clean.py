@@ -60,7 +60,7 @@ class Cleaner:
             self._steps.append(("whitespace", _spaced))
 
     def row(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-        """The cleaned record, and for each step that altered it an excerpt of its first change, before and after."""
+        """The cleaned record, and for each step that altered it the first text that it altered, before and after."""
         changes: dict[str, tuple[str, str]] = {}
         about_markup: list[bool] = []
 
@@ -77,7 +77,7 @@ class Cleaner:
                 if name == "whitespace" and field not in ENDS_MATTER:
                     new = new.strip()
                 if new != text:
-                    changes.setdefault(name, excerpts(text, new))
+                    changes.setdefault(name, (text, new))
                     text = new
             return text
 

@@ -23,7 +23,7 @@ from lorasmith.data.pairs import judged_of
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
 from lorasmith.preparing.account import Account, Kept
-from lorasmith.preparing.clean import AROUND, Cleaner
+from lorasmith.preparing.clean import AROUND, Cleaner, excerpts
 from lorasmith.preparing.contamination import Evaluations, met
 from lorasmith.preparing.numbers import column_of, label_of, numbers
 from lorasmith.preparing.private import Masker
@@ -119,7 +119,9 @@ class Maker:
             change = account.changes.setdefault(name, Change())
             change.rows += 1
             if len(change.examples) < self.recipe.report.examples:
-                change.examples.append({"place": place, "before": self._masked(before), "after": self._masked(after)})
+                # Masked before it is cut: half an item would not be known for one.
+                old, new = excerpts(self._masked(before), self._masked(after))
+                change.examples.append({"place": place, "before": old, "after": new})
         asked = convert.prompt_of(record, kind)
         return Kept(line, record, raw, texts, asked, place, label_of(record, split.label), column)
 
@@ -135,7 +137,7 @@ class Maker:
         account.removed.append((line, reason))
         shown = account.examples.setdefault(reason, [])
         if len(shown) < self.recipe.report.examples:
-            shown.append({"place": place, "text": self._masked(text[:SHOWN])})
+            shown.append({"place": place, "text": self._masked(text[: 2 * SHOWN])[:SHOWN]})
 
     def _screened(self, rows: list[Kept], account: Account) -> list[Kept]:
         """The rows that meet no evaluation set."""
