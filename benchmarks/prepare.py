@@ -64,7 +64,7 @@ def main() -> None:
 def measured(name: str, folder: Path, rows: int) -> dict[str, Any]:
     """Seconds and peak memory of each phase of one side, in a process of its own."""
     words = [sys.executable, __file__, "--child", "--only", name, "--folder", str(folder)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     subprocess.run(words, check=True, env=environment)
     phases = [json.loads(line) for line in (folder / "phases.jsonl").read_text().splitlines()]
     result = phases.pop()

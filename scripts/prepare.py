@@ -54,6 +54,8 @@ def wanted(arguments: argparse.Namespace) -> Preparation:
     """The recipe of a file, or one made of the command line's sources, with its options laid over it."""
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     sources = [word for word in arguments.words if word not in overrides]
+    if arguments.processes < 1:
+        raise RecipeError(f"command line: --processes is `{arguments.processes}`; expected at least 1.")
     is_recipe = len(sources) == 1 and sources[0].endswith((".yaml", ".yml"))
     if not sources:
         raise RecipeError("command line: no recipe and no sources. Give one of recipes/prepare/, or files of rows.")

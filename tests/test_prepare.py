@@ -135,6 +135,7 @@ def planted(tmp_path_factory):
 
 
 @needs_shared
+@pytest.mark.scorecard(row="R14")
 def test_each_planted_row_is_found_and_under_its_name(planted):
     out, kinds = planted
     gone = removed(out)
@@ -144,6 +145,7 @@ def test_each_planted_row_is_found_and_under_its_name(planted):
 
 
 @needs_shared
+@pytest.mark.scorecard(row="R14")
 def test_hardly_a_real_row_is_touched(planted):
     out, kinds = planted
     gone = {line: why for line, why in removed(out).items() if not kinds[line - 1] and why != "refused answer"}
@@ -152,6 +154,7 @@ def test_hardly_a_real_row_is_touched(planted):
 
 
 @needs_shared
+@pytest.mark.scorecard(row="R14")
 def test_each_private_item_is_masked_once_and_hardly_anything_else(planted):
     out, _ = planted
     text = "\n".join(path.read_text() for path in out.glob("*.*"))
@@ -164,6 +167,7 @@ def test_each_private_item_is_masked_once_and_hardly_anything_else(planted):
 
 
 @needs_shared
+@pytest.mark.scorecard(row="R14")
 def test_rows_with_one_prompt_stay_on_one_side(planted):
     out, _ = planted
     sides = {}
@@ -174,6 +178,7 @@ def test_rows_with_one_prompt_stay_on_one_side(planted):
 
 
 @needs_shared
+@pytest.mark.scorecard(row="R13")
 def test_every_row_is_accounted_for(planted):
     out, kinds = planted
     told = summary(out)
@@ -189,6 +194,7 @@ def test_every_row_is_accounted_for(planted):
 # --- the split -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.scorecard(row="R14")
 def test_a_test_row_of_yesterday_is_never_trained_on_tomorrow(tmp_path):
     rows = made(600)
     draw = random.Random(2)
@@ -208,6 +214,7 @@ def test_a_test_row_of_yesterday_is_never_trained_on_tomorrow(tmp_path):
     assert held != {row["id"] for row in rows_of(other, "test")}
 
 
+@pytest.mark.scorecard(row="R14")
 def test_near_duplicates_that_are_kept_do_not_straddle(tmp_path):
     rows = made(300)
     twins = [
@@ -409,6 +416,7 @@ def test_preference_and_judged_rows_stay_what_they_are(tmp_path, name):
 
 RECIPES = sorted((ROOT / "recipes/prepare").glob("*.yaml"))
 MADE = {
+    "convert": {"instruction": "{i}", "output": "{o}"},
     "chat": {"messages": [{"role": "user", "content": "{i}"}, {"role": "assistant", "content": "{o}"}]},
     "openai": {"messages": [{"role": "user", "content": "{i}"}, {"role": "assistant", "content": "{o}"}]},
     "classification": {"text": "{o}", "label": "good"},
@@ -432,6 +440,8 @@ def test_a_shipped_recipe_prepares_rows(tmp_path, path):
         source = write_rows(tmp_path / "rows.jsonl", *filled)
     out = prepare(path, f"sources={source}", f"output_dir={tmp_path}/out")
     assert summary(out)["splits"]["train"]["rows"] > 40
+    if path.stem == "convert":
+        assert [row["messages"][1]["content"] for row in rows_of(out)] == [row["output"] for row in filled]
     assert (out / "report.html").stat().st_size > 5000
     assert "train.jsonl" in (out / "dataset_card.md").read_text()
 
@@ -465,6 +475,7 @@ WRONG = {
     "a wrong shape": (["quickstart/data/train.jsonl", "--out", "{out}", "--to", "message"], "Did you mean `messages`?"),
     "shares": (["quickstart/data/train.jsonl", "--out", "{out}", "split.test=0.95"], "expected a sum below 1"),
     "no column": (["quickstart/data/train.jsonl", "--out", "{out}", "split.by=group"], "need split.column"),
+    "processes": (["quickstart/data/train.jsonl", "--out", "{out}", "--processes", "0"], "expected at least 1"),
     "no file": (["nowhere.jsonl", "--out", "{out}"], "nowhere.jsonl: no such file"),
     "no match": (["nowhere/*.jsonl", "--out", "{out}"], "nowhere/*.jsonl: no file matches this pattern."),
     "kinds": (

@@ -10,6 +10,8 @@ from test_prepare import made, prepare, read, rows_of, summary
 
 from lorasmith.errors import DataError
 
+pytestmark = pytest.mark.scorecard(row="R6")
+
 GOOD = [{"question": row["instruction"], "answer": row["output"]} for row in made(40)]
 LINES = [json.dumps(row).encode() + b"\n" for row in GOOD[20:]]
 

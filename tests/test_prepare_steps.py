@@ -93,7 +93,7 @@ def test_rows_that_teach_nothing_are_named():
     cleaner = Cleaner(Cleaning(min_characters=4), "instruction+output", frozenset({"instruction", "output"}))
 
     def why(answer, asked="Say it."):
-        return cleaner.refusal({"instruction": asked, "output": answer}, answer)
+        return cleaner.refusal({"instruction": asked, "output": answer}, answer, "")
 
     assert why("", "Hi") == "too short"
     assert why(" ", "\n") == "empty"

@@ -17,7 +17,7 @@ WHAT = {
     "R10": "Merges of every shape, method and precision against the live adapter, in a fresh process; tensors against peft's.",
     "R11": "Adapters for other weights, with missing or unknown tensors, or without effect: refused.",
     "R13": "Rows read, trained, truncated and dropped add up, each reason counted.",
-    "R14": "Rows in both files, or with one prompt on both sides of a split: found.",
+    "R14": "Planted duplicates, shared prompts, contaminated rows and private data: found; rows that straddle a split: none.",
     "R15": "Hostile models, adapters, templates, recipes, rows and checkpoints: nothing runs, escapes, leaks or hangs.",
     "R16": "Offline: no connection is tried; what is missing is listed at once.",
     "R19": "The resolved recipe run again: the same adapter, byte for byte.",

@@ -129,6 +129,7 @@ class Report(Section):
     tokenizer: Name | None = Field(None, description="A model or tokenizer.json to count tokens with.")
     model: Name | None = Field(None, description="A small causal model whose loss finds odd rows.")
     model_rows: int = Field(512, ge=1, description="Rows whose loss is taken, drawn evenly.")
+    languages: bool = Field(True, description="Tell the languages of the rows.")
     examples: int = Field(5, ge=0, le=100, description="Examples shown of each change.")
     license: Name = Field("unknown", description="The data's license, for the card.")
 

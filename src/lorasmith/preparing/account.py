@@ -49,3 +49,4 @@ class Kept:
     place: str = ""
     label: str = ""
     column: str = ""
+    language: str = ""

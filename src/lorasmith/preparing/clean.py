@@ -14,6 +14,7 @@ from lorasmith.preparation import Cleaning
 from lorasmith.preparing.texts import rewritten, said
 
 SHORT_ANSWER = 400  # characters; a longer answer that begins by declining goes on to say something
+LANGUAGE_CHARACTERS = 400  # of a row are enough to tell
 LANGUAGE_LETTERS = 20  # fewer tell no language
 LANGUAGE_SHARE = 0.5  # how sure the detector must be
 ENDS_MATTER = ("prompt", "completion", "chosen", "rejected")  # fields whose texts follow one another as they are
@@ -83,11 +84,12 @@ class Cleaner:
 
         return rewritten(record, self.fields, change), changes
 
-    def refusal(self, record: dict[str, Any], answer: str) -> str:
+    def refusal(self, record: dict[str, Any], answer: str, spoken: str) -> str:
         """Why a cleaned row is left out, or nothing.
 
         Args:
             answer: What the row teaches to say; empty where it has no such part.
+            spoken: Code of the row's language, or nothing where it is not known.
         """
         texts = list(said(record, self.fields))
         length = sum(map(len, texts))
@@ -98,7 +100,7 @@ class Cleaner:
         judges = self.kind in ("preference", "kto", "text", "records")
         if self.section.refusals and not judges and len(answer) <= SHORT_ANSWER and _declines(answer):
             return "refused answer"
-        if self.section.languages and language(" ".join(texts)) not in (*self.section.languages, ""):
+        if self.section.languages and spoken not in (*self.section.languages, ""):
             return "other language"
         return ""
 
@@ -177,7 +179,7 @@ def excerpts(before: str, after: str) -> tuple[str, str]:
 
 def language(text: str) -> str:
     """The ISO 639 code of a text's language, or nothing where the text is short or the detector unsure."""
-    text = text[:1000].replace("\n", " ")
+    text = text[:LANGUAGE_CHARACTERS].replace("\n", " ")
     if sum(map(str.isalpha, text)) < LANGUAGE_LETTERS:
         return ""
     found = _detector().detect(text, model="lite")[0]

@@ -66,7 +66,7 @@ def summarise(chosen: Plan, rows: Rows, decision: Decision, splits: dict[str, Pa
         rejected=_rejected(rows),
         contaminated=contaminated[:LISTED],
         suspicious=odd,
-        openai=_openai(chosen, splits) if recipe.read.to == "openai" else None,
+        openai=_openai(chosen, rows, splits) if recipe.read.to == "openai" else None,
         settings=settings(recipe),
         fingerprint=hashlib.sha256(hashes.encode()).hexdigest(),
         contaminated_rows=len(contaminated),
@@ -220,11 +220,12 @@ def _odd(rows: Rows, decision: Decision, kept: Any) -> list[dict[str, str]]:
     return found
 
 
-def _openai(chosen: Plan, splits: dict[str, Part]) -> dict[str, Any]:
+def _openai(chosen: Plan, rows: Rows, splits: dict[str, Part]) -> dict[str, Any]:
     section, train = chosen.recipe.openai, splits["train"]
     tokens = train.tokens or train.bytes // BYTES_A_TOKEN
     told = openai.estimate(tokens, section.epochs, section.price_per_million)
-    wrong = openai.file_problems(train.rows, train.bytes)
+    longest = int(rows.columns["tokens"].max()) if chosen.recipe.report.tokenizer else None
+    wrong = openai.file_problems(train.rows, train.bytes, longest, section.context)
     return {
         "examples": train.rows, "tokens": tokens, "epochs": section.epochs, "cost": told["price"], "problems": wrong
     }  # fmt: skip

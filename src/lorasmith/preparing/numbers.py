@@ -9,7 +9,7 @@ import numpy as np
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
 from lorasmith.preparing.account import Account, Kept
-from lorasmith.preparing.clean import language, normalised
+from lorasmith.preparing.clean import normalised
 from lorasmith.preparing.split import drawn
 from lorasmith.preparing.words import Words, content_hash, signatures
 
@@ -47,8 +47,7 @@ def numbers(
     values = [row.column for row in rows]
     groups = values if split.by == "group" else [""] * len(rows)
     account.times = values if split.by == "time" else []
-    spoken = [language(text) for text in joined] if recipe.clean.languages else [""] * len(rows)
-    account.languages = sorted(set(spoken))
+    account.languages = sorted({row.language for row in rows})
     beside = [f"{label}\0{_tools(row.record)}" for row, label in zip(rows, labels, strict=True)]
     plain = [normalised(text) for text in joined]
     asked = [normalised(row.prompt) or text for row, text in zip(rows, plain, strict=True)]
@@ -65,7 +64,7 @@ def numbers(
         "words": np.diff(starts),
         "offset": np.cumsum([0, *map(len, lines)])[:-1] if lines else [],
         "label": [account.labels.index(one) if one else -1 for one in labels],
-        "language": [account.languages.index(one) for one in spoken],
+        "language": [account.languages.index(row.language) for row in rows],
     }
     found: dict[str, Any] = {name: np.array(columns[name], dtype=kind) for name, kind in NUMBERS.items()}
     if recipe.duplicates.near:

@@ -23,7 +23,7 @@ from lorasmith.data.pairs import judged_of
 from lorasmith.errors import DataError
 from lorasmith.preparation import Preparation
 from lorasmith.preparing.account import Account, Kept
-from lorasmith.preparing.clean import AROUND, Cleaner, excerpts
+from lorasmith.preparing.clean import AROUND, Cleaner, excerpts, language
 from lorasmith.preparing.contamination import Evaluations, met
 from lorasmith.preparing.numbers import column_of, label_of, numbers
 from lorasmith.preparing.private import Masker
@@ -108,7 +108,9 @@ class Maker:
         texts = content(record, cleaner.fields)
         split = self.recipe.split
         column = column_of(record, split.column, place) if split.by != "hash" else ""
-        reason = cleaner.refusal(record, _only_answer(record, kind))
+        asks = self.recipe.clean.languages or self.recipe.report.languages
+        spoken = language(" ".join(texts)) if asks else ""
+        reason = cleaner.refusal(record, _only_answer(record, kind), spoken)
         if reason:
             self._remove(line, place, reason, "\n".join(texts), account)
             return None
@@ -123,7 +125,7 @@ class Maker:
                 old, new = excerpts(self._masked(before), self._masked(after))
                 change.examples.append({"place": place, "before": old, "after": new})
         asked = convert.prompt_of(record, kind)
-        return Kept(line, record, raw, texts, asked, place, label_of(record, split.label), column)
+        return Kept(line, record, raw, texts, asked, place, label_of(record, split.label), column, spoken)
 
     def _cleaner(self, kind: str) -> Cleaner:
         if kind not in self._cleaners:

@@ -80,7 +80,8 @@ def _expanded(source: str) -> list[tuple[str, str]]:
         kinds = ", ".join((*FILE_KINDS, *ENDINGS))
         if not found:
             raise DataError(f"{source}: no rows in this folder; expected files of {kinds}.")
-        return [(str(one), _reader(one)) for one in found]
+        rows = [one for one in found if _reader(one) != "documents"]  # a README beside them is no row
+        return [(str(one), _reader(one)) for one in rows or found]
     if path.exists():
         return [(source, _reader(path) or "records")]
     if glob.has_magic(source):
