@@ -47,6 +47,16 @@ def main() -> None:
     (Path(__file__).parent / "near_duplicates.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
+def table(report: dict[str, Any]) -> str:
+    """The ways side by side, in Markdown."""
+    lines = ["| | rows/s, one thread | bytes a row | found | wrong |", "|---|---|---|---|---|"]
+    for way in WAYS:
+        one = report[way]
+        found = f"{one['found']:,} of {one['planted']:,}"
+        lines.append(f"| {way} | {one['rows_per_second']:,} | {one['bytes_a_row']:,} | {found} | {one['wrong']} |")
+    return "\n".join(lines)
+
+
 def measured(way: str, path: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in path.open()]
     texts = [f"{row['instruction']}\n{row['output']}" for row in rows]

@@ -61,6 +61,27 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
+def table(report: dict[str, Any]) -> str:
+    """Both sides phase by phase, in Markdown, and the rates of the steps that ours does in one pass."""
+    lines = [
+        f"{report['rows']:,} rows, {report['bytes'] / 1e6:,.0f} MB, {report['machine']}:",
+        "",
+        "| | seconds | rows/s | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for name in (OURS, BY_HAND):
+        side = report[name]
+        whole = f"{side['seconds']:,.0f} | {side['rows_per_second']:,} | {side['peak_gib']:.2f} GiB"
+        lines.append(f"| **{'prepare.py' if name == OURS else name}** | {whole} |")
+        lines += [
+            f"| {one['phase']} | {one['seconds']:,.1f} | {one['rows_per_second']:,} | {one['peak_gib']:.2f} GiB |"
+            for one in side["phases"]
+        ]
+    steps = ", ".join(f"{name} {rate:,}" for name, rate in report["steps_of_one_pass"].items())
+    told = f"{report['times_as_fast']:.1f} times as fast. Steps of the one pass alone, rows/s in one process: {steps}."
+    return "\n".join([*lines, "", told])
+
+
 def measured(name: str, folder: Path, rows: int) -> dict[str, Any]:
     """Seconds and peak memory of each phase of one side, in a process of its own."""
     words = [sys.executable, __file__, "--child", "--only", name, "--folder", str(folder)]

@@ -76,6 +76,16 @@ def test_the_speeds_in_the_readme_are_those_of_the_benchmarks():
     assert words in " ".join(README.split())
 
 
+def test_the_tables_of_preparation_are_those_of_its_measurements():
+    text = (ROOT / "docs/prepare.md").read_text()
+    for name in ("prepare", "near_duplicates"):
+        report = json.loads((ROOT / f"benchmarks/{name}.json").read_text())
+        assert load_benchmark(name).table(report) in text, f"copy the table that benchmarks/{name}.py prints"
+    report = json.loads((ROOT / "benchmarks/prepare.json").read_text())
+    words = f"in {report['ours']['seconds']:.0f} s and {report['ours']['peak_gib']:.2f} GiB"
+    assert words in " ".join(README.split())
+
+
 def test_the_table_of_levers_is_that_of_its_measurements():
     report = json.loads((ROOT / "benchmarks/levers.json").read_text())
     page = (ROOT / "docs/speed.md").read_text()

@@ -64,13 +64,8 @@ def fit_lengths(
     kept: list[TokenRow] = []
     too_long = [row for row in rows if max_length is not None and len(row.input_ids) > max_length]
     if on_too_long == "error" and len(too_long) > TOO_LONG_LIMIT * len(rows):
-        lengths = sorted(len(row.input_ids) for row in rows)
-        enough = -(-lengths[int(0.99 * (len(lengths) - 1))] // 8) * 8
-        raise DataError(
-            f"{too_long[0].place}: {len(too_long)} of {len(rows)} rows are over trainer.max_length ({max_length} "
-            f"tokens; the longest has {lengths[-1]}). Set trainer.max_length: {enough}, which holds 99 %, or "
-            "data.on_too_long: drop or truncate."
-        )
+        assert max_length is not None
+        raise too_many(too_long[0].place, len(too_long), sorted(len(row.input_ids) for row in rows), max_length)
     for row in rows:
         reason = ""
         if max_length is not None and len(row.input_ids) > max_length:
@@ -91,11 +86,28 @@ def fit_lengths(
     lengths = sorted(len(row.input_ids) for row in kept)
     account.tokens = sum(lengths)
     account.supervised_tokens = sum(row.supervised for row in kept)
-    account.length_quantiles = {
-        name: lengths[min(len(lengths) - 1, int(share * len(lengths)))]
-        for name, share in (("min", 0), ("median", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1))
-    }
+    account.length_quantiles = quantiles(lengths)
     return kept, account
+
+
+def quantiles(lengths: list[int]) -> dict[str, int]:
+    """The least, the median, the 95 and 99 % quantile and the most of ascending lengths."""
+    shares = (("min", 0), ("median", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1))
+    return {name: lengths[min(len(lengths) - 1, int(share * len(lengths)))] for name, share in shares}
+
+
+def too_many(first: str, count: int, lengths: list[int], max_length: int) -> DataError:
+    """The refusal of rows of which too many are too long, with the length that would hold 99 %.
+
+    Args:
+        first: Place of the first of them.
+        lengths: Of all rows, ascending.
+    """
+    enough = -(-lengths[int(0.99 * (len(lengths) - 1))] // 8) * 8
+    return DataError(
+        f"{first}: {count} of {len(lengths)} rows are over trainer.max_length ({max_length} tokens; the longest has "
+        f"{lengths[-1]}). Set trainer.max_length: {enough}, which holds 99 %, or data.on_too_long: drop or truncate."
+    )
 
 
 def _truncate(row: TokenRow, max_length: int, plain_text: bool) -> TokenRow | None:

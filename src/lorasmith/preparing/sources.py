@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lorasmith.console import say
 from lorasmith.data.convert import recognise
 from lorasmith.data.documents import ENDINGS, documents
 from lorasmith.data.files import FILE_KINDS, LINE_KINDS, Record, file_kind, raw_lines, records
@@ -17,6 +18,7 @@ from lorasmith.preparation import Preparation
 
 Count = Callable[[str], int]  # tokens of a text
 
+LARGE = 4 << 30  # bytes of a file that takes long to hash
 BATCH_BYTES = 4 << 20
 BATCH_ROWS = 2000
 LOOKED_AT = 1000  # rows whose shape decides that of a source
@@ -105,8 +107,11 @@ def _identity(path: str, reader: str) -> tuple[int, str]:
     if reader == "hub" or not Path(path).is_file():
         return 0, ""
     try:
+        size = Path(path).stat().st_size
+        if size > LARGE:
+            say(f"files: {path}, {size / 2**30:.1f} GiB, is read once to know it again")
         with open(path, "rb") as file:
-            return Path(path).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            return size, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return 0, ""  # what is wrong with it is told when it is read
 
