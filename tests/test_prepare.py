@@ -409,6 +409,7 @@ def test_preference_and_judged_rows_stay_what_they_are(tmp_path, name):
     out = prepare(SHARED / f"data/{name}.jsonl", "--out", tmp_path / "out")
     told = summary(out)
     assert told["format"] == ("preference" if "hh" in name else "kto")
+    assert "refused answer" not in told["removed"], "an answer that declines was judged, so it teaches something"
     assert told["rejected"]["rows"] <= 3
     first = read(SHARED / f"data/{name}.jsonl")[0]
     assert all(row.keys() == first.keys() for row in rows_of(out))
@@ -425,7 +426,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_prepares_rows(tmp_path, path):
+def test_a_shipped_recipe_prepares_rows(tmp_path, path, capsys):
     recipe = load_preparation(path, {}, [])
     assert Path(recipe.output_dir).name == path.stem
     assert f"scripts/prepare.py recipes/prepare/{path.name}" in path.read_text()
@@ -440,6 +441,9 @@ def test_a_shipped_recipe_prepares_rows(tmp_path, path):
         source = write_rows(tmp_path / "rows.jsonl", *filled)
     out = prepare(path, f"sources={source}", f"output_dir={tmp_path}/out")
     assert summary(out)["splits"]["train"]["rows"] > 40
+    if path.stem == "openai":
+        train = summary(out)["splits"]["train"]["rows"]
+        assert f"openai: {train} examples, about " in capsys.readouterr().out
     if path.stem == "convert":
         assert [row["messages"][1]["content"] for row in rows_of(out)] == [row["output"] for row in filled]
     assert (out / "report.html").stat().st_size > 5000

@@ -44,10 +44,12 @@ class Cleaner:
     Args:
         kind: Shape of the rows.
         fields: Top-level fields that hold text; None: all.
+        judged: Whether the rows' answers were judged, so that one that declines is among the good for a reason.
     """
 
-    def __init__(self, section: Cleaning, kind: str, fields: frozenset[str] | None) -> None:
-        self.section, self.kind, self.fields = section, kind, fields
+    def __init__(self, section: Cleaning, kind: str, fields: frozenset[str] | None, judged: bool = False) -> None:
+        self.section, self.fields = section, fields
+        self.keeps_refusals = judged or kind in ("preference", "kto", "text", "records")
         self._steps: list[tuple[str, Callable[[str], str]]] = []
         if section.unicode:
             self._steps.append(("unicode", _mended))
@@ -97,8 +99,7 @@ class Cleaner:
             return "empty"
         if length < self.section.min_characters:
             return "too short"
-        judges = self.kind in ("preference", "kto", "text", "records")
-        if self.section.refusals and not judges and len(answer) <= SHORT_ANSWER and _declines(answer):
+        if self.section.refusals and not self.keeps_refusals and len(answer) <= SHORT_ANSWER and _declines(answer):
             return "refused answer"
         if self.section.languages and spoken not in (*self.section.languages, ""):
             return "other language"

@@ -52,7 +52,7 @@ class Maker:
     ) -> None:
         self.recipe, self.files, self.kinds, self.known, self.work = recipe, files, kinds, known, work
         self.words = Words()
-        self._cleaners: dict[str, Cleaner] = {}
+        self._cleaners: dict[tuple[str, bool], Cleaner] = {}
 
     def make(self, batch: Batch) -> int:
         """Write the part of a batch and give its number of rows."""
@@ -90,15 +90,14 @@ class Maker:
         if kind == "kto" and to not in (None, "kto") and not judged_of(value, place).label:
             self._remove(_line(place), place, "unwanted answer", answer_of(value, kind), account)  # it would be learnt
             return []
-        rows = [
-            self._cleaned(place, record, to or kind, account) for record in convert.converted(value, kind, to, place)
-        ]
+        made = convert.converted(value, kind, to, place)
+        rows = [self._cleaned(place, record, to or kind, kind in ("preference", "kto"), account) for record in made]
         return [row for row in rows if row is not None]
 
-    def _cleaned(self, place: str, record: dict[str, Any], kind: str, account: Account) -> Kept | None:
+    def _cleaned(self, place: str, record: dict[str, Any], kind: str, judged: bool, account: Account) -> Kept | None:
         if kind == "openai" and (wrong := problems(record, place)):
             raise DataError(f"{place}: {wrong[0].removeprefix(f'{place}: ')}")
-        cleaner = self._cleaner(kind)
+        cleaner = self._cleaner(kind, judged)
         line = _line(place)
         raw = "\n".join(content(record, cleaner.fields))
         if len(raw) > self.recipe.clean.max_characters:  # before it is searched for what may be broken
@@ -127,10 +126,10 @@ class Maker:
         asked = convert.prompt_of(record, kind)
         return Kept(line, record, raw, texts, asked, place, label_of(record, split.label), column, spoken)
 
-    def _cleaner(self, kind: str) -> Cleaner:
-        if kind not in self._cleaners:
-            self._cleaners[kind] = Cleaner(self.recipe.clean, kind, convert.text_fields(kind))
-        return self._cleaners[kind]
+    def _cleaner(self, kind: str, judged: bool) -> Cleaner:
+        if (kind, judged) not in self._cleaners:
+            self._cleaners[kind, judged] = Cleaner(self.recipe.clean, kind, convert.text_fields(kind), judged)
+        return self._cleaners[kind, judged]
 
     def _masked(self, text: str) -> str:
         return Masker(self.recipe.private.wanted).mask(text)

@@ -1,5 +1,7 @@
 """A preparation on the screen: where the rows went, what was written, and the next command."""
 
+from typing import Any
+
 from lorasmith.html_page import label
 from lorasmith.preparing.counts import findings, number_of, rows_read, rows_written, share, size
 from lorasmith.preparing.dataset_card import data_override
@@ -28,6 +30,7 @@ def lines(summary: Summary) -> list[str]:
         *_lengths(summary),
         *_ranked("masked", {kind: counts.get("items", 0) for kind, counts in summary.masked.items()}),
         *_ranked("languages", summary.languages),
+        *_bill(summary.openai),
         *_look(summary),
         *([f"fingerprint: {label(summary.fingerprint, 64)}"] if summary.fingerprint else []),
         f"all of it, with examples: {folder}/report.html",
@@ -68,6 +71,15 @@ def _lengths(summary: Summary) -> list[str]:
     return [
         f"a row has {q['min']:,.0f} to {q['max']:,.0f} {unit}{counted} (median {q['median']:,.0f}, p99 {q['p99']:,.0f})"
     ]
+
+
+def _bill(openai: dict[str, Any] | None) -> list[str]:
+    """What OpenAI would be asked to train, and for how much."""
+    if openai is None:
+        return []
+    cost = "price not given" if openai["cost"] is None else f"{openai['cost']:,.2f} US dollars"
+    trained = f"{openai['tokens']:,} tokens x {openai['epochs']} epochs"
+    return [f"openai: {number_of(openai['examples'], 'example')}, about {trained}: {cost}"]
 
 
 def _ranked(what: str, counts: dict[str, int]) -> list[str]:
