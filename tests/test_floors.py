@@ -36,6 +36,7 @@ FLOORS = {
     "checkup": 3,
     "reliability": 3,
     "speed": 3,
+    "preference": 3,
     "preparing": 4,
     "runs": 4,
 }

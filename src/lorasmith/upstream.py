@@ -62,13 +62,14 @@ def config_fields(*classes: tuple[str, str]) -> dict[str, Field]:
     return fields
 
 
+# The trl config of each training script: module and class.
+CONFIGS = {"sft": ("trl.trainer.sft_config", "SFTConfig"), "dpo": ("trl.trainer.dpo_config", "DPOConfig")}
+
+
 def trainer_fields(method: str) -> dict[str, Field]:
-    """Fields of the trl config of one training script, such as "sft" or "dpo"."""
-    return config_fields(
-        ("transformers.training_args", "TrainingArguments"),
-        ("trl.trainer.base_config", "_BaseConfig"),
-        (f"trl.trainer.{method}_config", {"sft": "SFTConfig"}.get(method, f"{method.upper()}Config")),
-    )
+    """Fields of the trl config of one training script, a name in CONFIGS."""
+    bases = (("transformers.training_args", "TrainingArguments"), ("trl.trainer.base_config", "_BaseConfig"))
+    return config_fields(*bases, CONFIGS[method])
 
 
 @functools.cache

@@ -55,6 +55,7 @@ def tokenize_pairs(
         DataError: If the template does not begin both sequences with the same prompt, or writes both answers alike.
     """
     sides: dict[str, dict[str, TokenRow]] = {}
+    lines: dict[str, str] = {}  # refusals by place: a pair may be refused for both answers
     for name in (CHOSEN, REJECTED):
         told: list[str] | None = None if rejected is None else []
         rows = [row_of(pair, pair.chosen if name == CHOSEN else pair.rejected) for pair in pairs]
@@ -64,9 +65,9 @@ def tokenize_pairs(
         if several:
             _refuse(f"{several}: {name}: the chat template rewrites earlier turns. Keep one answer.", rejected)
             sides[name].pop(several)
-        for line in told or []:
-            if rejected is not None and line not in rejected:
-                rejected.append(line)
+        lines |= {line.partition(": ")[0]: line for line in told or [] if line.partition(": ")[0] not in lines}
+    if rejected is not None:
+        rejected += lines.values()
     result = []
     for pair in pairs:
         chosen, other = sides[CHOSEN].get(pair.place), sides[REJECTED].get(pair.place)

@@ -1,7 +1,10 @@
 """Rows with an answer that is preferred over another (dpo, reward), and rows with an answer that is judged (kto)."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lorasmith.data.answers import Said, as_messages, asked_in, divided, last_answer, one_answer, transcript
@@ -28,6 +31,17 @@ class Pair:
     chosen: Said
     rejected: Said
     tools: list[Any] | None = None
+
+    @cached_property
+    def prompt_key(self) -> str:
+        """What the model is shown; equal for pairs that must not straddle a split."""
+        return json.dumps([self.tools, self.prompt], sort_keys=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the content, wherever the pair stands."""
+        content = json.dumps([self.tools, self.prompt, self.chosen, self.rejected], sort_keys=True)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from lorasmith.data.formats import read_rows
 from lorasmith.data.manifest import preparation_line, preparation_of
 from lorasmith.data.mask import check_masks
 from lorasmith.data.render import TokenRow
-from lorasmith.data.rows import Read, Row, check_no_overlap, split_rows, weigh
+from lorasmith.data.rows import R, Row, check_no_overlap, split_rows, weigh
 from lorasmith.recipe import Data
 
 SHOWN_CHARACTERS = 600  # of each piece of a row on the screen; audit.html has all
@@ -45,7 +45,7 @@ class Prepared:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Millions of small objects and no cycles among them: the collector would walk them again and again."""
     enabled = gc.isenabled()
     gc.disable()
@@ -56,7 +56,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
+@uncollected()
 def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row], list[str]]:
     """All rows of the recipe, recognised, split, weighted and free of overlap, and the refusals of dropped ones.
 
@@ -64,17 +64,36 @@ def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row],
         DataError: At the first broken row, unless the recipe drops them.
     """
     options: dict[str, Any] = {"kind": section.format, "columns": section.columns, "on_bad_row": section.on_bad_row}
-    sources: list[tuple[list[Row], float]] = []
+
+    def read(source: str, purpose: str = "") -> tuple[list[Row], list[str]]:
+        found = read_rows(source, section.subset, section.split, **options)
+        say_read(len(found.rows), source, purpose, found.kind, found.rejected)
+        return found.rows, found.rejected
+
+    return divide(section, seed, read)
+
+
+def divide(
+    section: Data, seed: int, read: Callable[..., tuple[list[R], list[str]]]
+) -> tuple[list[R], list[R], list[str]]:
+    """The rows of all sources split, weighted and free of overlap, and the refusals of dropped ones.
+
+    Args:
+        read: Gives the rows of a source, which it is told with its purpose, and the refusals.
+
+    Raises:
+        DataError: If a row to evaluate on is also trained on, or nothing would be left on a side.
+    """
+    sources: list[tuple[list[R], float]] = []
     rejected: list[str] = []
     for source, weight in section.sources:
-        found = read_rows(source, section.subset, section.split, **options)
-        _say_read(found, source)
-        rejected += found.rejected
-        sources.append((found.rows, weight))
-    held_out: list[Row] = []
+        rows, refused = read(source)
+        rejected += refused
+        sources.append((rows, weight))
+    held_out: list[R] = []
     if section.eval_fraction:
         _, held_out = split_rows([row for rows, _ in sources for row in rows], section.eval_fraction, seed)
-    train: list[Row] = []
+    train: list[R] = []
     held = {id(row) for row in held_out}
     for rows, weight in sources:
         weighted = weigh([row for row in rows if id(row) not in held], weight, seed)
@@ -82,23 +101,23 @@ def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row],
             say(f"rows: {len(weighted)} for weight {weight:g}")
         train += weighted
     if section.eval is not None:
-        found = read_rows(section.eval, section.subset, section.split, **options)
-        _say_read(found, section.eval, ", to evaluate on")
-        held_out, rejected = found.rows, rejected + found.rejected
+        held_out, refused = read(section.eval, ", to evaluate on")
+        rejected += refused
     elif held_out:
         say(f"rows: {len(held_out)} held out to evaluate on")
     check_no_overlap(train, held_out)
     return train, held_out, rejected
 
 
-def _say_read(found: Read, source: str, purpose: str = "") -> None:
-    dropped = f", {len(found.rejected)} broken ones dropped" if found.rejected else ""
-    say(f"rows: {len(found.rows)} of {source}{purpose}, recognised as {found.kind}{dropped}")
+def say_read(rows: int, source: str, purpose: str, kind: str, rejected: list[str]) -> None:
+    """Say what was read of a source, and whether it is as a preparation wrote it."""
+    dropped = f", {len(rejected)} broken ones dropped" if rejected else ""
+    say(f"rows: {rows} of {source}{purpose}, recognised as {kind}{dropped}")
     if line := preparation_line(source):
         say(line)
 
 
-@_uncollected()
+@uncollected()
 def prepare(
     section: Data,
     tokenizer: PreTrainedTokenizerBase,
@@ -138,11 +157,11 @@ def prepare(
     prepared.fingerprint = fingerprint(prepared.train + prepared.eval)
     if prepared.mask_check:
         say(prepared.mask_check)
-    _show(tokenizer, prepared.train[:SHOWN_ROWS])
+    show(tokenizer, prepared.train[:SHOWN_ROWS])
     return prepared
 
 
-def _show(tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow]) -> None:
+def show(tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow]) -> None:
     """Rows as the model sees them, the trained tokens green on a terminal and in brackets elsewhere."""
     coloured = sys.stdout.isatty()
     say(f"{len(rows)} rows as the model sees them, trained tokens {'in green' if coloured else 'in brackets'}:")

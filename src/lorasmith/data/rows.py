@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from lorasmith.errors import DataError
 
@@ -57,6 +57,20 @@ class Row:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class Keyed(Protocol):
+    """A row, or a pair, that is known by where it stands, by what it shows the model, and by all that it holds."""
+
+    @property
+    def place(self) -> str: ...
+    @property
+    def prompt_key(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+
+
+R = TypeVar("R", bound=Keyed)
+
+
 class Read(NamedTuple):
     """What came out of one or more sources: the rows, their format, and the refusals of dropped rows."""
 
@@ -73,20 +87,20 @@ def conversation(
     return Row(place, messages=messages, trained=chosen, tools=tools)
 
 
-def weigh(rows: list[Row], weight: float, seed: int) -> list[Row]:
+def weigh(rows: list[R], weight: float, seed: int) -> list[R]:
     """`weight` times the rows: whole times over, the rest drawn without replacement, the same for the same seed."""
     whole, part = int(weight), weight - int(weight)
     drawn = sorted(random.Random(seed).sample(range(len(rows)), round(part * len(rows))))
     return rows * whole + [rows[i] for i in drawn]
 
 
-def split_rows(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: list[R], fraction: float, seed: int) -> tuple[list[R], list[R]]:
     """Hold out about `fraction` of the rows, the same for the same seed; rows with one prompt stay on one side.
 
     Raises:
         DataError: If nothing would be left on one of the sides.
     """
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[R]] = {}
     for row in rows:
         groups.setdefault(row.prompt_key, []).append(row)
     keys = sorted(groups)
@@ -104,7 +118,7 @@ def split_rows(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], 
     return [r for r in rows if r.prompt_key not in held], [r for r in rows if r.prompt_key in held]
 
 
-def check_no_overlap(train: list[Row], held_out: list[Row]) -> None:
+def check_no_overlap(train: Sequence[Keyed], held_out: Sequence[Keyed]) -> None:
     """Refuse evaluation rows that are also trained on.
 
     Raises:

@@ -180,17 +180,20 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, processes: int = 1) -> Plan:
+def make_plan(
+    recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, processes: int = 1, together: int = 1
+) -> Plan:
     """Plan a run; where the recipe says auto, the fastest setting that fits is chosen.
 
     Args:
         processes: Devices that share the effective batch.
+        together: Sequences that stay in one micro-batch: 2 for pairs. The recipe's batches count sequences too.
     """
     per_process = max(1, recipe.run.effective_batch // processes)
     setting, notes = setting_of(recipe, shape, rows, machine.device, processes)
     work = Workload(shape, _sample(rows.lengths), per_process, machine.rate)
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
-    sizes = fit.micro_batches(per_process) if wanted == "auto" else [wanted]
+    sizes = [size for size in fit.micro_batches(per_process) if size % together == 0] if wanted == "auto" else [wanted]
     allowed = fit.PLAINEST if machine.device == "cuda" else [kind for kind in fit.PLAINEST if kind != "offload"]
     kinds = list(allowed) if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
     room = machine.budget - machine.base

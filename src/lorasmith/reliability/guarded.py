@@ -34,12 +34,6 @@ def is_full_disk(error: BaseException) -> bool:
     return writing or any(text in str(error) for text in texts)
 
 
-def _rows_in(inputs: dict[str, Any]) -> int:
-    """Rows of a micro-batch, padded or flat."""
-    flat = inputs.get("cu_seq_lens_q")
-    return len(inputs["input_ids"]) if flat is None else len(flat) - 1
-
-
 def _halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """A padded micro-batch as two."""
     middle = len(inputs["input_ids"]) // 2
@@ -68,7 +62,7 @@ def guarded(trainer: type[Any]) -> type[Any]:
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             self.done = [*getattr(self, "done", []), (dict(inputs), num_items_in_batch)]
-            rows = _rows_in(inputs)
+            rows = self.batch_count(inputs)
             if self.too_large is not None and rows > 1 and inputs["input_ids"].numel() >= self.too_large:
                 return self._in_halves(model)
             try:
@@ -83,7 +77,7 @@ def guarded(trainer: type[Any]) -> type[Any]:
 
         def _again(self, model: Any) -> Any:
             """The update's micro-batches so far, again, the last in halves; what gradients hold by now is unknown."""
-            rows, tokens = _rows_in(self.done[-1][0]), self.done[-1][0]["input_ids"].numel()
+            rows, tokens = self.batch_count(self.done[-1][0]), self.done[-1][0]["input_ids"].numel()
             if self.too_large is None:
                 say(f"out of memory at {rows} rows of {tokens} tokens: from here on such batches are done in halves")
             self.too_large = tokens

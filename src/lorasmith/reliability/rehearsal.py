@@ -55,7 +55,9 @@ class Rehearsal(TrainerCallback):
 
     def _train_on_the_worst(self, args: TrainingArguments) -> None:
         batch = self._batch(self.trainer.train_dataset, args.per_device_train_batch_size)
-        count = torch.tensor(int((batch["labels"] != -100).sum()), device=args.device)
+        self.trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # set by each update
+        labels = batch.get("labels")
+        count = None if labels is None else torch.tensor(int((labels != -100).sum()), device=args.device)
         self.trainer.training_step(self.trainer.model_wrapped, batch, count)
 
     def _evaluate_the_longest(self, args: TrainingArguments) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+WAYS = {"sft": "supervised fine-tuning", "dpo": "direct preference optimization (arXiv 2305.18290)"}
 _CARD = """\
 ---
 base_model: {base}
@@ -13,7 +14,7 @@ tags: [{tags}]
 
 # {name}
 
-{method} adapter for {base_link}, trained by supervised fine-tuning on {rows:,} rows
+{method} adapter for {base_link}, trained by {way} on {rows:,} rows
 ({tokens:,} tokens, {share:.1%} of them trained) of {data}. It holds {trainable:,} trained parameters
 ({fraction:.2%} of the model); the base model is needed beside it.
 
@@ -74,7 +75,8 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         revision=base["revision"] or "local",
         name=folder.name,
         folder=folder.as_posix() if not folder.is_absolute() else folder.name,
-        tags=", ".join(dict.fromkeys(["lora", adapter["method"], "sft", "lorasmith"])),
+        tags=", ".join(dict.fromkeys(["lora", adapter["method"], run["method"], "lorasmith"])),
+        way=WAYS[run["method"]],
         method=adapter["method"],
         rows=account["trained"],
         tokens=account["tokens"],

@@ -19,13 +19,19 @@ LARGEST_UNPLANNED = 8  # rows of a micro-batch where there is no plan
 
 
 def plan_run(
-    recipe: Recipe, config: dict[str, Any], device: Hardware, prepared: Prepared, earlier: dict[str, Any]
+    recipe: Recipe,
+    config: dict[str, Any],
+    device: Hardware,
+    prepared: Prepared,
+    earlier: dict[str, Any],
+    together: int = 1,
 ) -> tuple[Recipe, dict[str, str], Plan | None]:
     """The recipe with its micro-batch and checkpointing settled, the reasons, and the plan, which is said.
 
     Args:
         config: The base model's configuration.
         earlier: run.json of this very recipe in its output folder, whose choices are kept; or empty.
+        together: Sequences that a row of the recipe's batches is: 2 for a pair of answers.
 
     Raises:
         ModelError: If the recipe asks for what this device cannot do.
@@ -41,14 +47,25 @@ def plan_run(
     except UnknownArchitectureError as error:
         say(f"plan: not made. {error}")
         return _settled(recipe, _unplanned(recipe), recipe.run.gradient_checkpointing is True), {}, None
-    plan = make_plan(recipe, shape, rows_of(prepared), machine_of(device), world_size())
+    asked = _in_sequences(recipe, together)
+    plan = make_plan(asked, shape, rows_of(prepared), machine_of(device), world_size(), together)
     for line in plan.lines():
         say(line)
     if not plan.fits:
         raise plan.error()
     recompute = fit.IN_RECIPE[plan.setting.checkpointing]
     reasons = {"micro_batch": plan.why, "gradient_checkpointing": plan.why}
-    return _settled(recipe, plan.setting.micro_batch, recompute), reasons, plan
+    return _settled(recipe, plan.setting.micro_batch // together, recompute), reasons, plan
+
+
+def _in_sequences(recipe: Recipe, together: int) -> Recipe:
+    """The recipe with its batches counted in sequences, as a plan counts them; pairs are padded."""
+    if together == 1:
+        return recipe
+    micro = recipe.run.micro_batch if recipe.run.micro_batch == "auto" else together * recipe.run.micro_batch
+    run = recipe.run.model_copy(update={"effective_batch": together * recipe.run.effective_batch, "micro_batch": micro})
+    speed = recipe.speed.model_copy(update={"padding_free": False})
+    return recipe.model_copy(update={"run": run, "speed": speed})
 
 
 def disk_gib(plan: Plan | None) -> float:

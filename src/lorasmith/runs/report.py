@@ -27,6 +27,7 @@ from lorasmith.runs.watch import Watch
 
 ACTING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 CONTRACT = "template_contract.json"
+ACCURACY = "eval_rewards/accuracies"
 SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
 
 
@@ -42,6 +43,7 @@ def begin(
     plan: Plan | None,
     contract: dict[str, Any],
     resume: Resume,
+    method: str = "sft",
 ) -> dict[str, Any]:
     """Write what is known before training, into an emptied folder or beside the checkpoint that the run goes on from.
 
@@ -56,7 +58,7 @@ def begin(
                 run_folder.write_json(folder / "run.json", earlier)
             return earlier
     run: dict[str, Any] = {
-        "method": "sft",
+        "method": method,
         "started": run_folder.now(),
         "requested_recipe": requested.model_dump(by_alias=True),
         "recipe": recipe.model_dump(by_alias=True),
@@ -158,6 +160,8 @@ def finish(
     before, after = metrics["before"], metrics["after"]
     if before and after:
         say(f"evaluation loss: {before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after")
+        if ACCURACY in after:
+            say(f"held-out pairs on which the preferred answer gained more: {after[ACCURACY]:.1%}")
     say(f"picture: {picture}")
     say(f"adapter: {folder}")
     say(f"next: {next_command}")

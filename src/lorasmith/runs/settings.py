@@ -52,7 +52,7 @@ def announce_batch(recipe: Recipe, rows: int) -> None:
     say(f"batch: {recipe.run.effective_batch} rows an update = {parts}; {updates} updates an epoch")
 
 
-def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
+def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") -> dict[str, Any]:
     """Keyword arguments for the trl config, from a resolved recipe; what its `trainer:` says wins."""
     micro, trainer = int(recipe.run.micro_batch), recipe.trainer
     arguments: dict[str, Any] = {
@@ -90,11 +90,12 @@ def trainer_arguments(recipe: Recipe, machine: Hardware) -> dict[str, Any]:
         if every and trainer.get("save_steps", every) % every == 0:
             owned["save_steps"] = every
     # Rows arrive tokenized, labelled, cut to length and packed; trl's preparation would only walk them again.
-    owned |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "eval_packing": False}
+    if method == "sft":
+        owned |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "eval_packing": False}
     return arguments | trainer | owned
 
 
-def make_config(kind: Any, recipe: Recipe, machine: Hardware) -> Any:
+def make_config(kind: Any, recipe: Recipe, machine: Hardware, method: str = "sft") -> Any:
     """The trl config of a resolved recipe.
 
     Raises:
@@ -107,7 +108,7 @@ def make_config(kind: Any, recipe: Recipe, machine: Hardware) -> Any:
                 f"trainer.report_to is `{name}`, which is not installed. Install it with: pip install {name}"
             )
     try:
-        return kind(**trainer_arguments(recipe, machine))
+        return kind(**trainer_arguments(recipe, machine, method))
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -83,6 +83,11 @@ def fast(trainer: type[Any], chunked_loss: bool) -> type[Any]:
                 output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = sums[2] / max(1, sums[1])
             return output
 
+        def batch_count(self, inputs: dict[str, Any]) -> int:
+            """Rows of a micro-batch, padded or flat."""
+            flat = inputs.get("cu_seq_lens_q")
+            return len(inputs["input_ids"]) if flat is None else len(flat) - 1
+
         def batch_rows(self, inputs: dict[str, Any]) -> list[dict[str, Any]] | None:
             """The rows of a flat batch, each a flat batch of its own; None for a padded one."""
             if batches.ROWS not in inputs:

@@ -1,0 +1,1 @@
+"""Training on which of two answers is preferred, on trl's trainers."""
