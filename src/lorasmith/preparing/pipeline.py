@@ -123,9 +123,8 @@ def open_folder(chosen: Plan, overwrite: bool) -> Path | None:
     earlier, wanted = read_manifest(folder), settings(chosen.recipe)
     if earlier.get("identity") == chosen.identity and not overwrite:
         return None
-    before = earlier.get("settings", wanted)
-    if before != wanted and not overwrite:
-        changed = ", ".join(sorted(key for key, value in wanted.items() if before.get(key) != value))
+    changed = ", ".join(_changed(earlier.get("settings", wanted), wanted))
+    if changed and not overwrite:
         raise RunError(
             f"{folder} holds a preparation with other settings ({changed}). Choose another output_dir, or --overwrite."
         )
@@ -135,6 +134,18 @@ def open_folder(chosen: Plan, overwrite: bool) -> Path | None:
     if free < needed:
         raise FitError(f"{folder}: {free / 2**30:.1f} GiB of disk are free; about {needed / 2**30:.1f} are needed.")
     return folder
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
+    """The settings that differ, by their dotted names."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _changed(old, new, f"{within}{key}.")
+        elif old != new:
+            found.append(f"{within}{key}")
+    return found
 
 
 def make_parts(chosen: Plan, folder: Path, processes: int) -> Path:
