@@ -24,6 +24,7 @@ from lorasmith.errors import DataError, FitError, RunError, StoppedError, Stoppe
 from lorasmith.listening import listener
 from lorasmith.preparation import Preparation
 from lorasmith.preparing.contamination import Evaluations, evaluations
+from lorasmith.preparing.counts import size
 from lorasmith.preparing.parts import Maker
 from lorasmith.preparing.sources import Batch, Count, File, batches, find_files, kinds_of
 from lorasmith.preparing.texts import said
@@ -132,7 +133,7 @@ def open_folder(chosen: Plan, overwrite: bool) -> Path | None:
     needed = ROOM * sum(one.bytes for one in chosen.files)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise FitError(f"{folder}: {free / 2**30:.1f} GiB of disk are free; about {needed / 2**30:.1f} are needed.")
+        raise FitError(f"{folder}: {size(free)} of disk are free; about {size(needed)} are needed. Free some space.")
     return folder
 
 
