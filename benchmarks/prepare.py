@@ -158,7 +158,7 @@ def ours(folder: Path, phases: Phases) -> dict[str, Any]:
     splits = phases.phase("write the splits", lambda: write.write_splits(rows, decision, place))
 
     def tell() -> Any:
-        summary = gather.summarise(chosen, rows, decision, splits, "")
+        summary = gather.summarise(chosen, rows, decision, splits)
         write.write_all(chosen, summary, rows, decision, place)
         return summary
 

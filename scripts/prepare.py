@@ -3,9 +3,9 @@
     python scripts/prepare.py RECIPE [section.key=value ...]
     python scripts/prepare.py raw/*.jsonl --out data/support [--to messages] [section.key=value ...]
 
-Writes train.jsonl, eval.jsonl, test.jsonl, report.html, dataset_card.md and manifest.json into the output folder; what
-was left out is listed in private/. Interrupted, the same command goes on. --dry-run reads the first rows, prints the
-resolved recipe and writes nothing.
+Writes train.jsonl, eval.jsonl, test.jsonl, report.html, dataset_card.md, recipe.yaml and manifest.json into the output
+folder; what was left out is listed in private/. Interrupted, the same command goes on. --dry-run reads the first rows,
+prints the resolved recipe and writes nothing.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     rows = decide.Rows(work, decide.fields_of(recipe, chosen.kinds))
     decision = decide.decide(recipe, rows)
     splits = write.write_splits(rows, decision, folder)
-    summary = gather.summarise(chosen, rows, decision, splits, str(arguments.recipe or ""))
+    summary = gather.summarise(chosen, rows, decision, splits)
     summary.suspicious += odd.by_loss(recipe.report, rows, decision)
     write.write_all(chosen, summary, rows, decision, folder)
     for line in spoken.lines(summary):

@@ -34,7 +34,7 @@ def prepare(*words) -> Path:
     listed = [str(word) for word in words]
     if "--out" in listed:
         return Path(listed[listed.index("--out") + 1])
-    return Path(next(word.partition("=")[2] for word in listed if word.startswith("output_dir=")))
+    return Path(next((word.partition("=")[2] for word in listed if word.startswith("output_dir=")), listed[0]))
 
 
 def read(path):
@@ -312,6 +312,10 @@ def test_the_same_preparation_is_reused_and_another_is_not_replaced(tmp_path, ca
     assert {one.name: one.stat().st_mtime_ns for one in out.iterdir()} == before
     with pytest.raises(RunError, match=r"other settings \(seed\)\. Choose another output_dir, or --overwrite"):
         prepare(path, "--out", out, "seed=1")
+    with pytest.raises(RunError, match=r"other settings \(clean.html, read.strict\)"):
+        prepare(path, "--out", out, "clean.html=false", "--strict")
+    prepare(out / "recipe.yaml")
+    assert "holds this very preparation" in capsys.readouterr().out
     write_rows(path, *made(90))  # new rows, the same settings: what a daily run does
     assert len(rows_of(prepare(path, "--out", out))) == 90
     (tmp_path / "mine").mkdir()

@@ -79,7 +79,6 @@ def usual(text: str = "Where is my parcel?", place: str = "data/a.jsonl.gz:7", m
         fingerprint="0f" * 32,
         contaminated_rows=242,
         folder="prepared/chats" + tag,
-        recipe="recipes/prepare/chats.yaml" + tag,
         format="messages" + tag,
     )  # fmt: skip
 
@@ -338,13 +337,13 @@ def test_a_card_has_the_counts_the_splits_and_the_commands():
         "| `eval.jsonl` | validation | 30,991 |",
         "| email | 3,120 | 2,400 |",
         "data.train=prepared/chats/train.jsonl data.eval=prepared/chats/eval.jsonl",
-        "python scripts/prepare.py recipes/prepare/chats.yaml",
+        "python scripts/prepare.py prepared/chats/recipe.yaml",
         "242 rows overlapping",
     ):
         assert said in text
     assert "test.jsonl" not in text.split("---")[1]  # it has no rows
     moved = usual()
-    moved.folder, moved.recipe, moved.sources[0].path = "/home/me/chats", "/home/me/chats.yaml", "/home/me/a.jsonl"
+    moved.folder, moved.sources[0].path = "/home/me/chats", "/home/me/a.jsonl"
     assert "/home/me" not in card(moved)
     moved.license, moved.format = "cc-by-4.0", "labels"
     assert front_matter(moved)["license"] == "cc-by-4.0"

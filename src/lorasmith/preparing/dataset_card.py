@@ -16,8 +16,14 @@ SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1
 LEAST_LANGUAGE = 0.01  # share of the rows from which on a language is named
 TEXTS = {"messages", "sharegpt", "prompt+completion", "instruction+output", "question+answer", "marked-text", "text"}
 LISTED = 30  # lines of a table
+RECIPE = "recipe.yaml"  # in the folder: every setting
 LONGEST = 100  # characters of a name
 
+SPLIT = {
+    "hash": "Rows are split by a hash of what the model is asked: whatever is added later, no test row is trained on.",
+    "group": "Rows are split by a hash of a column's value, whose rows stay together.",
+    "time": "The newest rows test, those before them evaluate; the limits move as rows are added.",
+}
 _CARD = """\
 # {name}
 
@@ -28,7 +34,7 @@ kept. Lengths are in {unit}.
 
 {splits}
 
-Rows are split by a hash of their text, so the same row falls into the same split whatever else changes.
+{split}
 
 ## How it was made
 
@@ -71,6 +77,7 @@ def card(summary: Summary) -> str:
         kept=share(rows_written(summary), rows_read(summary)),
         unit=counted or "characters; no tokenizer was named",
         splits=_splits(summary),
+        split=SPLIT[summary.settings.get("split", {}).get("by", "hash")],
         steps=_steps(summary.steps),
         again=_again(summary),
         fingerprint=_code(summary.fingerprint) or "none",
@@ -190,7 +197,7 @@ def _steps(steps: list[Step]) -> str:
 
 
 def _again(summary: Summary) -> str:
-    named = shlex.quote(label(_shared(summary.recipe))) if summary.recipe else "RECIPE"
+    named = shlex.quote(label(f"{_shared(summary.folder or summary.name)}/{RECIPE}"))
     return f"The same files give the same bytes again:\n\n```bash\npython scripts/prepare.py {named}\n```"
 
 

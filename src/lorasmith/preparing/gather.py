@@ -33,12 +33,8 @@ ODD = 10  # rows to look at of each kind
 FAR = 4.0  # standard deviations of the logarithm of the length
 
 
-def summarise(chosen: Plan, rows: Rows, decision: Decision, splits: dict[str, Part], named: str) -> Summary:
-    """Everything that the page, the card and the screen tell.
-
-    Args:
-        named: The recipe file, or nothing.
-    """
+def summarise(chosen: Plan, rows: Rows, decision: Decision, splits: dict[str, Part]) -> Summary:
+    """Everything that the page, the card and the screen tell."""
     recipe = chosen.recipe
     kept = decision.copies > 0
     unit = "tokens" if recipe.report.tokenizer else "characters"
@@ -74,7 +70,6 @@ def summarise(chosen: Plan, rows: Rows, decision: Decision, splits: dict[str, Pa
         license=recipe.report.license,
         format=chosen.shape,
         folder=recipe.output_dir,
-        recipe=named,
     )
 
 

@@ -24,6 +24,7 @@ from lorasmith.errors import DataError, FitError, RunError, StoppedError, Stoppe
 from lorasmith.listening import listener
 from lorasmith.preparation import Preparation
 from lorasmith.preparing.contamination import Evaluations, evaluations
+from lorasmith.preparing.counts import size
 from lorasmith.preparing.parts import Maker
 from lorasmith.preparing.sources import Batch, Count, File, batches, find_files, kinds_of
 from lorasmith.preparing.texts import said
@@ -123,9 +124,8 @@ def open_folder(chosen: Plan, overwrite: bool) -> Path | None:
     earlier, wanted = read_manifest(folder), settings(chosen.recipe)
     if earlier.get("identity") == chosen.identity and not overwrite:
         return None
-    before = earlier.get("settings", wanted)
-    if before != wanted and not overwrite:
-        changed = ", ".join(sorted(key for key, value in wanted.items() if before.get(key) != value))
+    changed = ", ".join(_changed(earlier.get("settings", wanted), wanted))
+    if changed and not overwrite:
         raise RunError(
             f"{folder} holds a preparation with other settings ({changed}). Choose another output_dir, or --overwrite."
         )
@@ -133,8 +133,20 @@ def open_folder(chosen: Plan, overwrite: bool) -> Path | None:
     needed = ROOM * sum(one.bytes for one in chosen.files)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise FitError(f"{folder}: {free / 2**30:.1f} GiB of disk are free; about {needed / 2**30:.1f} are needed.")
+        raise FitError(f"{folder}: {size(free)} of disk are free; about {size(needed)} are needed. Free some space.")
     return folder
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
+    """The settings that differ, by their dotted names."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _changed(old, new, f"{within}{key}.")
+        elif old != new:
+            found.append(f"{within}{key}")
+    return found
 
 
 def make_parts(chosen: Plan, folder: Path, processes: int) -> Path:

@@ -133,7 +133,6 @@ class Summary:
         license: As the hub names it.
         format: Shape of the written rows, as docs/rows.md calls it.
         folder: The written folder as the user named it; nothing: `name`.
-        recipe: The preparation's recipe file as the user named it.
     """
 
     name: str
@@ -159,7 +158,6 @@ class Summary:
     license: str = "unknown"
     format: str = ""
     folder: str = ""
-    recipe: str = ""
 
 
 def length_histogram(counts: dict[int, int], unit: str) -> Histogram:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from lorasmith.preparing import split
-from lorasmith.preparing.dataset_card import card
+from lorasmith.preparing.dataset_card import RECIPE, card
 from lorasmith.preparing.decide import KEPT, REASONS, Decision, Rows
 from lorasmith.preparing.pipeline import MANIFEST, WORK, Plan, settings
 from lorasmith.preparing.report import html_report
 from lorasmith.preparing.summary import Part, Summary
+from lorasmith.recipe_sections import recipe_text
 
 BUFFER = 1 << 20  # bytes
 
@@ -58,6 +59,8 @@ def write_all(chosen: Plan, summary: Summary, rows: Rows, decision: Decision, fo
             old.unlink(missing_ok=True)
     _write(folder / "report.html", html_report(summary))
     _write(folder / "dataset_card.md", card(summary))
+    header = "# The resolved recipe of this preparation; prepare.py repeats it.\n"
+    _write(folder / RECIPE, header + recipe_text(chosen.recipe))
     _write(folder / MANIFEST, json.dumps(manifest(chosen, summary), indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(folder / WORK)
 
