@@ -41,15 +41,20 @@ def launch(*words: Any, stdin: str = "", **environment: str) -> subprocess.Compl
 
 
 def sft(*words: Any) -> Path:
-    """Run sft.py in this process, which saves its imports, and give the run's folder."""
+    """Run sft.py in this process and give the run's folder."""
+    return run_script("sft", *words)
+
+
+def run_script(name: str, *words: Any) -> Path:
+    """Run a training script in this process, which saves its imports, and give the run's folder."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("sft_script", ROOT / "scripts/sft.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    before, sys.argv = sys.argv, ["scripts/sft.py", *map(str, words)]
+    before, sys.argv = sys.argv, [f"scripts/{name}.py", *map(str, words)]
     try:
         script.main()
     finally:

@@ -194,8 +194,8 @@ def save_adapter(model: PeftModel, folder: Path, base: dict[str, Any], initial: 
     config.base_model_name_or_path = base["name"]
     config.revision = base["revision"]
     options: dict[str, Any] = {} if initial is None else {"path_initial_model_for_weight_conversion": str(initial)}
-    # New tokens are saved as their own rows; peft would add the whole resized embedding.
-    model.save_pretrained(str(folder), save_embedding_layers=False, **options)
+    # New tokens are saved as their own rows; peft would add the whole resized embedding. A reference is not saved.
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"], **options)
     (folder / "README.md").unlink(missing_ok=True)
 
 
