@@ -151,9 +151,36 @@ def test_a_continued_adapter_is_its_own_reference(recipe, trained, tmp_path):
     )
 
 
-def test_a_policy_that_is_not_its_reference_is_refused(recipe, tmp_path):
-    with pytest.raises(ModelError, match=r"before the first step the loss is .* where ln 2 = 0.693147 was due"):
-        dpo(recipe, f"output_dir={tmp_path}/run", "adapter.dropout=0.5", "trainer.disable_dropout=false")
+def test_a_policy_that_is_not_its_reference_is_refused():
+    from lorasmith.preference.start import StartsAtReference
+
+    class Trainer:
+        loss_types, loss_weights, _metrics, _total_train_tokens = ["sigmoid"], [1.0], {"train": {}}, 0
+        train_dataset, model_wrapped = [1, 2, 3], None
+        loss = math.log(2)
+
+        def data_collator(self, rows):
+            return {"input_ids": rows}
+
+        def _prepare_inputs(self, inputs):
+            return inputs
+
+        def compute_loss(self, model, inputs):
+            self._metrics["train"]["rewards"] = 1
+            return torch.tensor(self.loss)
+
+    class State:
+        global_step = 0
+
+    start, trainer = StartsAtReference(), Trainer()
+    start.trainer = trainer
+    start.on_train_begin(None, State(), None)
+    assert trainer._metrics == {"train": {}}, "nothing of the trial is left in the figures"
+    trainer.loss = 0.7
+    with pytest.raises(ModelError, match=r"before the first step the loss is 0.700000 where ln 2 = 0.693147 was due"):
+        start.on_train_begin(None, State(), None)
+    trainer.loss_types = ["ipo"]
+    start.on_train_begin(None, State(), None)
 
 
 def test_a_killed_run_goes_on_to_the_same_adapter(recipe, tmp_path):
@@ -210,6 +237,44 @@ def test_a_broken_pair_is_one_line(recipe, tmp_path, name):
     assert str(caught.value).startswith(f"{path}:4: ")
     assert told in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_loss_of_trl_is_known_by_name_and_no_other(recipe):
+    import inspect
+    import re
+
+    from trl.trainer import dpo_trainer
+
+    from lorasmith.recipe_checks import DPO_LOSSES
+
+    known = re.findall(r'loss_type == "(\w+)"', inspect.getsource(dpo_trainer.DPOTrainer._compute_loss))
+    assert set(known) == set(DPO_LOSSES), "trl's losses have changed: bring recipe_checks.DPO_LOSSES up to date"
+    with pytest.raises(RecipeError, match=r"trainer.loss_type is `sigmod`; .* Did you mean `sigmoid`\?"):
+        load_recipe(recipe, ["trainer.loss_type=[sigmod]"], "dpo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss", ["hinge", "ipo", "robust", "apo_zero", "apo_down", "sppo_hard", "nca_pair", "bco_pair"]
+)
+def test_a_loss_by_name_trains(recipe, tmp_path, loss):
+    extra = ["trainer.label_smoothing=0.1"] if loss == "robust" else []
+    folder = dpo(recipe, f"output_dir={tmp_path}/run", f"trainer.loss_type=[{loss}]", "trainer.max_steps=10", *extra)
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_losses_of_one(recipe, tmp_path):
+    found = []
+    for config in ("cpu", "cpu_2_processes"):
+        done = launch(
+            "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml", "scripts/dpo.py", recipe,
+            "trainer.max_steps=6", "run.micro_batch=4", f"output_dir={tmp_path / config}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(losses(tmp_path / config))
+    assert max(abs(a - b) for a, b in zip(*found, strict=True)) < 1e-5
 
 
 def test_a_key_of_sft_alone_is_refused(recipe):

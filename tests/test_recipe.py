@@ -290,9 +290,10 @@ def test_a_missing_recipe_says_where_recipes_are():
     assert done.stderr == "error: recipes/nope.yaml: no such recipe. Recipes to start from are in recipes/.\n"
 
 
-def test_the_schema_in_the_repository_is_current():
-    stored = json.loads(Path("recipes/sft.schema.json").read_text())
-    assert stored == json_schema("sft"), "run: make schema"
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_schema_in_the_repository_is_current(method):
+    stored = json.loads(Path(f"recipes/{method}.schema.json").read_text())
+    assert stored == json_schema(method), "run: make schema"
 
 
 def test_every_recipe_points_editors_to_the_schema():

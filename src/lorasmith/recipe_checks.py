@@ -60,6 +60,29 @@ RANGES: dict[str, tuple[str, float, float]] = {
 }
 
 
+# trl's DPOTrainer (1.16) meets a name it does not know only in the first step.
+DPO_LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+
+
+def check_losses(wanted: Any, places: Places) -> None:
+    """Check `trainer.loss_type` of dpo.py, one name or several, against the losses that trl has.
+
+    Raises:
+        RecipeError: At the first that it has not.
+    """
+    for name in wanted if isinstance(wanted, list) else [wanted]:
+        if name not in DPO_LOSSES:
+            place = place_of(places, ("trainer", "loss_type"))
+            close = difflib.get_close_matches(str(name), DPO_LOSSES, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise RecipeError(
+                f"{place}: trainer.loss_type is {show(name)}; expected some of {', '.join(DPO_LOSSES)}.{hint}"
+            )
+
+
 def place_of(places: Places, key: Key) -> str:
     """Where a key stands: its own place, or that of the nearest section around it."""
     while key not in places and key:
