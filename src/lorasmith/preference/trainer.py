@@ -18,6 +18,8 @@ def paired(trainer: type[Any]) -> type[Any]:
     """
 
     class PairTrainer(trainer):  # type: ignore[misc]
+        _signature_columns: Any
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             if isinstance(self.model, PeftModel) and is_base(self.model):
