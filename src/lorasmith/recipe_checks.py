@@ -83,6 +83,25 @@ def check_losses(wanted: Any, places: Places) -> None:
             )
 
 
+def check_order(trainer: dict[str, Any], micro_batch: Any, places: Places) -> None:
+    """Check what kto.py needs of its batches, since trl makes its estimate of a whole micro-batch in the rows' order.
+
+    Raises:
+        RecipeError: If micro-batches have one row, or rows are drawn in another order.
+    """
+    if trainer.get("loss_type", "kto") != "kto":
+        return
+    if micro_batch == 1:
+        place = place_of(places, ("run", "micro_batch"))
+        raise RecipeError(f"{place}: run.micro_batch is `1`; kto compares the rows of a micro-batch. Set 2 or more.")
+    if trainer.get("train_sampling_strategy", "sequential") != "sequential":
+        place = place_of(places, ("trainer", "train_sampling_strategy"))
+        raise RecipeError(
+            f"{place}: trainer.train_sampling_strategy is {show(trainer['train_sampling_strategy'])}; kto needs "
+            "sequential. Shuffle the rows before."
+        )
+
+
 def place_of(places: Places, key: Key) -> str:
     """Where a key stands: its own place, or that of the nearest section around it."""
     while key not in places and key:

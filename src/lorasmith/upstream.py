@@ -63,7 +63,11 @@ def config_fields(*classes: tuple[str, str]) -> dict[str, Field]:
 
 
 # The trl config of each training script: module and class.
-CONFIGS = {"sft": ("trl.trainer.sft_config", "SFTConfig"), "dpo": ("trl.trainer.dpo_config", "DPOConfig")}
+CONFIGS = {
+    "sft": ("trl.trainer.sft_config", "SFTConfig"),
+    "dpo": ("trl.trainer.dpo_config", "DPOConfig"),
+    "kto": ("trl.trainer.kto_config", "KTOConfig"),
+}
 
 
 def trainer_fields(method: str) -> dict[str, Field]:

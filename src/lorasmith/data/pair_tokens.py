@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.answers import Said
 from lorasmith.data.audit import TOO_LONG_LIMIT, Account, quantiles, too_many
-from lorasmith.data.pairs import Pair
+from lorasmith.data.pairs import Judged, Pair
 from lorasmith.data.render import IGNORED, Ids, TokenRow, tokenize
 from lorasmith.data.rows import ASSISTANT, Row, conversation
 from lorasmith.errors import DataError
@@ -36,11 +36,12 @@ class PairTokens:
 
     def rows(self) -> tuple[TokenRow, TokenRow]:
         """Both sequences as rows of which the answer is trained, the preferred one first."""
-        context = array("i", [IGNORED]) * len(self.prompt)
-        chosen, rejected = (
-            TokenRow(self.place, self.prompt + answer, context + answer) for answer in (self.chosen, self.rejected)
-        )
-        return chosen, rejected
+        return sequence(self.place, self.prompt, self.chosen), sequence(self.place, self.prompt, self.rejected)
+
+
+def sequence(place: str, prompt: Ids, answer: Ids) -> TokenRow:
+    """A prompt and an answer as a row of which the answer is trained."""
+    return TokenRow(place, prompt + answer, array("i", [IGNORED]) * len(prompt) + answer)
 
 
 def tokenize_pairs(
@@ -58,7 +59,7 @@ def tokenize_pairs(
     lines: dict[str, str] = {}  # refusals by place: a pair may be refused for both answers
     for name in (CHOSEN, REJECTED):
         told: list[str] | None = None if rejected is None else []
-        rows = [row_of(pair, pair.chosen if name == CHOSEN else pair.rejected) for pair in pairs]
+        rows = [answered(pair, pair.chosen if name == CHOSEN else pair.rejected) for pair in pairs]
         found = tokenize(tokenizer, rows, ASSISTANT, told)
         sides[name] = {row.place: row for row in found}
         several = _twice([row.place for row in found])
@@ -80,8 +81,8 @@ def tokenize_pairs(
     return result
 
 
-def row_of(pair: Pair, answer: Said) -> Row:
-    """A pair's prompt with one of its answers, which alone is trained."""
+def answered(pair: Pair | Judged, answer: Said) -> Row:
+    """A prompt with an answer, which alone is trained."""
     if isinstance(pair.prompt, str) or isinstance(answer, str):
         return Row(pair.place, prompt=str(pair.prompt), completion=str(answer))
     trained = [False] * len(pair.prompt) + [turn["role"] == ASSISTANT for turn in answer]
@@ -89,7 +90,7 @@ def row_of(pair: Pair, answer: Said) -> Row:
 
 
 def _joined(place: str, chosen: TokenRow, rejected: TokenRow) -> PairTokens:
-    (prompt, preferred), (other_prompt, other) = _parted(chosen), _parted(rejected)
+    (prompt, preferred), (other_prompt, other) = parted(chosen), parted(rejected)
     if prompt != other_prompt:
         raise DataError(
             f"{place}: the prompt's tokens differ before the two answers. End the prompt, or begin the answers, at a "
@@ -100,7 +101,7 @@ def _joined(place: str, chosen: TokenRow, rejected: TokenRow) -> PairTokens:
     return PairTokens(place, prompt, preferred, other)
 
 
-def _parted(row: TokenRow) -> tuple[Ids, Ids]:
+def parted(row: TokenRow) -> tuple[Ids, Ids]:
     """What stands before the first trained token, and all from there to the last."""
     trained = [i for i, label in enumerate(row.labels) if label != IGNORED]
     return row.input_ids[: trained[0]], row.input_ids[trained[0] : trained[-1] + 1]

@@ -59,6 +59,17 @@ class Judged:
     label: bool
     tools: list[Any] | None = None
 
+    @cached_property
+    def prompt_key(self) -> str:
+        """What the model is shown; equal for rows that must not straddle a split."""
+        return json.dumps([self.tools, self.prompt], sort_keys=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the content, wherever the row stands."""
+        content = json.dumps([self.tools, self.prompt, self.completion, self.label], sort_keys=True)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from lorasmith.console import say
 from lorasmith.data.answers import Said
 from lorasmith.data.audit import SHOWN_ROWS, Account, account_lines, fingerprint
 from lorasmith.data.mask import check_masks
-from lorasmith.data.pair_tokens import PairTokens, balance_line, fit_pairs, row_of, tokenize_pairs
+from lorasmith.data.pair_tokens import PairTokens, answered, balance_line, fit_pairs, tokenize_pairs
 from lorasmith.data.pairs import Pair, read_pairs
 from lorasmith.data.prepare import Prepared, divide, say_read, show, uncollected
 from lorasmith.errors import DataError
@@ -70,8 +70,8 @@ def prepare_pairs(
         tokens = tokenize_pairs(tokenizer, pairs, refused if section.on_bad_row == "drop" else None)
         if name == "train":
             usable = {pair.place for pair in tokens}
-            answered = [row_of(pair, answer) for pair in pairs if pair.place in usable for answer in _answers(pair)]
-            prepared.mask_check = check_masks(tokenizer, answered)
+            shown = [answered(pair, answer) for pair in pairs if pair.place in usable for answer in _answers(pair)]
+            prepared.mask_check = check_masks(tokenizer, shown)
         tokens, account = fit_pairs(tokens, max_length, section.on_too_long)
         account.rows_of(len(pairs), refused)
         prepared.rejected += refused
@@ -83,7 +83,7 @@ def prepare_pairs(
         else:
             places = {pair.place for pair in tokens}
             prepared.eval, prepared.eval_pairs = sequences, tokens
-            prepared.eval_rows = [row_of(pair, pair.chosen) for pair in pairs if pair.place in places]
+            prepared.eval_rows = [answered(pair, pair.chosen) for pair in pairs if pair.place in places]
     prepared.fingerprint = fingerprint(prepared.train + prepared.eval)
     if prepared.mask_check:
         say(prepared.mask_check)

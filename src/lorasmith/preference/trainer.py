@@ -61,6 +61,37 @@ def paired(trainer: type[Any]) -> type[Any]:
     return PairTrainer
 
 
+def judged(trainer: type[Any]) -> type[Any]:
+    """The trainer class for data sets of `prompt_ids`, `completion_ids`, `KL_completion_ids` and `label`.
+
+    As `paired`. A micro-batch is not cut where it is out of memory: its estimate of the distance to the reference is
+    made of all its rows.
+    """
+
+    class JudgedTrainer(trainer):  # type: ignore[misc]
+        _signature_columns: Any
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if isinstance(self.model, PeftModel) and is_base(self.model):
+                self.model.delete_adapter(REFERENCE)
+                self.model.set_adapter(TRAINED)
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+        def batch_count(self, inputs: dict[str, Any]) -> int:
+            """One, so that no part is made of it."""
+            return 1
+
+        def batch_rows(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+            """The micro-batch as it is."""
+            return [inputs]
+
+    JudgedTrainer.__name__ = trainer.__name__
+    return JudgedTrainer
+
+
 def _part(inputs: dict[str, Any], first: int, last: int) -> dict[str, Any]:
     """Some pairs of a micro-batch, of which the first half are preferred answers and the second the others."""
     pairs = len(inputs["input_ids"]) // 2

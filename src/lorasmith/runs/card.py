@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-WAYS = {"sft": "supervised fine-tuning", "dpo": "direct preference optimization (arXiv 2305.18290)"}
+WAYS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimization (arXiv 2305.18290)",
+    "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
+}
 _CARD = """\
 ---
 base_model: {base}

@@ -25,6 +25,7 @@ def plan_run(
     prepared: Prepared,
     earlier: dict[str, Any],
     together: int = 1,
+    padded: bool = False,
 ) -> tuple[Recipe, dict[str, str], Plan | None]:
     """The recipe with its micro-batch and checkpointing settled, the reasons, and the plan, which is said.
 
@@ -32,6 +33,7 @@ def plan_run(
         config: The base model's configuration.
         earlier: run.json of this very recipe in its output folder, whose choices are kept; or empty.
         together: Sequences that a row of the recipe's batches is: 2 for a pair of answers.
+        padded: Whether rows are padded whatever the recipe says.
 
     Raises:
         ModelError: If the recipe asks for what this device cannot do.
@@ -47,7 +49,7 @@ def plan_run(
     except UnknownArchitectureError as error:
         say(f"plan: not made. {error}")
         return _settled(recipe, _unplanned(recipe), recipe.run.gradient_checkpointing is True), {}, None
-    asked = _in_sequences(recipe, together)
+    asked = _in_sequences(recipe, together, padded or together > 1)
     plan = make_plan(asked, shape, rows_of(prepared), machine_of(device), world_size(), together)
     for line in plan.lines():
         say(line)
@@ -58,13 +60,11 @@ def plan_run(
     return _settled(recipe, plan.setting.micro_batch // together, recompute), reasons, plan
 
 
-def _in_sequences(recipe: Recipe, together: int) -> Recipe:
-    """The recipe with its batches counted in sequences, as a plan counts them; pairs are padded."""
-    if together == 1:
-        return recipe
+def _in_sequences(recipe: Recipe, together: int, padded: bool) -> Recipe:
+    """The recipe with its batches counted in sequences, as a plan counts them."""
     micro = recipe.run.micro_batch if recipe.run.micro_batch == "auto" else together * recipe.run.micro_batch
     run = recipe.run.model_copy(update={"effective_batch": together * recipe.run.effective_batch, "micro_batch": micro})
-    speed = recipe.speed.model_copy(update={"padding_free": False})
+    speed = recipe.speed.model_copy(update={"padding_free": False} if padded else {})
     return recipe.model_copy(update={"run": run, "speed": speed})
 
 
