@@ -511,6 +511,14 @@ def test_a_wrong_command_is_one_line(tmp_path, name):
     assert not (tmp_path / "out/train.jsonl").exists()
 
 
+def test_a_missing_library_is_named_before_the_first_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "LIBRARIES", ("ftfy", "no-such-library"))
+    with pytest.raises(
+        RunError, match=r"no-such-library: not installed, .* pip install -c constraints.txt -e '.\[data\]'"
+    ):
+        prepare("quickstart/data/train.jsonl", "--out", tmp_path / "out")
+
+
 def test_a_wrong_command_takes_under_two_seconds():
     start = time.perf_counter()
     done = launch("scripts/prepare.py", "quickstart/data/train.jsonl", "--out", "x", "clean.unicod=true")

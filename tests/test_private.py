@@ -6,10 +6,10 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SHARED, load_benchmark, needs_shared
+from conftest import SHARED, load_benchmark, needs_shared
 
 from lorasmith.errors import DataError
-from lorasmith.preparing.private import DEFAULT_KINDS, KINDS, Found, Masker, find, require_libraries
+from lorasmith.preparing.private import DEFAULT_KINDS, KINDS, Found, Masker, find
 
 ALL = frozenset(KINDS)
 
@@ -253,12 +253,11 @@ def test_text_of_json_stays_json():
     assert json.loads(json.loads(mask(outer))["arguments"]) == json.loads(mask(inner))
 
 
-def test_a_missing_library_is_named_before_the_first_row():
-    require_libraries(ALL)
-    code = "from lorasmith.preparing.private import *; require_libraries(DEFAULT_KINDS)"
-    bare = [sys.executable, "-S", "-c", code]  # without site-packages
-    done = subprocess.run(bare, env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)
-    assert "DataError: private data: phonenumbers and detect-secrets not installed. Install with" in done.stderr
+def test_a_recipe_knows_the_kinds_that_are_found():
+    from lorasmith.preparation import PRIVATE_KINDS, STRUCTURED_KINDS
+
+    assert PRIVATE_KINDS == KINDS
+    assert frozenset(STRUCTURED_KINDS) == DEFAULT_KINDS
 
 
 def test_only_the_kinds_asked_for_are_masked():

@@ -4,7 +4,6 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from lorasmith.errors import DataError
 from lorasmith.preparing import private_contacts, private_ids, private_numbers, private_secrets, private_words
@@ -90,21 +89,6 @@ def _normal(kind: str, value: str) -> str:
     if kind in ("email", "ip", "name", "address"):
         return " ".join(value.casefold().split())
     return value
-
-
-def require_libraries(kinds: frozenset[str]) -> None:
-    """Check, once before the first row, that what these kinds need is installed.
-
-    Raises:
-        DataError: If a library is missing; a row would only meet it when it holds such data.
-    """
-    needed = {"phone": ("phonenumbers", "phonenumbers"), "secret": ("detect_secrets", "detect-secrets")}
-    missing = [name for kind, (module, name) in needed.items() if kind in kinds and not find_spec(module)]
-    if missing:
-        raise DataError(
-            f"private data: {' and '.join(missing)} not installed. "
-            f"Install with `pip install -c constraints.txt {' '.join(missing)}`, or leave the kinds out that need them."
-        )
 
 
 def _quote(text: str, one: Found) -> str:
