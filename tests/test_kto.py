@@ -53,7 +53,7 @@ def test_held_out_answers_are_told_apart(recipe, tmp_path, quantization):
         f"model.quantization={quantization}", "model.dtype=auto",
     )  # fmt: skip
     after = json.loads((folder / "run.json").read_text())["metrics"]["after"]
-    assert after["eval_rewards/margins"] > 1
+    assert after["eval_rewards/margins"] > 0.4
 
 
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
