@@ -38,14 +38,17 @@ def pairs_of_orders(count):
     return found
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dpo")
-    made = pairs_of_orders(400)
-    train, held = write_rows(folder / "train.jsonl", *made[:320]), write_rows(folder / "eval.jsonl", *made[320:])
+def written_recipe(folder, rows):
+    """A recipe over rows, the last eighty of which are held out."""
+    train, held = write_rows(folder / "train.jsonl", *rows[:-80]), write_rows(folder / "eval.jsonl", *rows[-80:])
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.replace("TRAIN", str(train)).replace("EVAL", str(held)))
     return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return written_recipe(tmp_path_factory.mktemp("dpo"), pairs_of_orders(400))
 
 
 def dpo(*words) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BASE, SHARED, launch, losses, needs_shared, run_script, write_rows
-from test_dpo import RECIPE, pairs_of_orders
+from test_dpo import pairs_of_orders, written_recipe
 
 from lorasmith.errors import DataError, RecipeError
 
@@ -21,12 +21,7 @@ def judged_orders(count):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kto")
-    made = judged_orders(400)
-    train, held = write_rows(folder / "train.jsonl", *made[:320]), write_rows(folder / "eval.jsonl", *made[320:])
-    path = folder / "recipe.yaml"
-    path.write_text(RECIPE.replace("TRAIN", str(train)).replace("EVAL", str(held)))
-    return path
+    return written_recipe(tmp_path_factory.mktemp("kto"), judged_orders(400))
 
 
 def kto(*words) -> Path:

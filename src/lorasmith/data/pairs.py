@@ -17,6 +17,10 @@ from lorasmith.errors import DataError
 LABELS = ("label", "kto_tag")
 
 
+def _hash(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 @dataclass(frozen=True)
 class Pair:
     """A prompt with two answers. All three are messages, or all three are text that is taken as it is.
@@ -40,8 +44,7 @@ class Pair:
     @cached_property
     def digest(self) -> str:
         """Hash of the content, wherever the pair stands."""
-        content = json.dumps([self.tools, self.prompt, self.chosen, self.rejected], sort_keys=True)
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        return _hash(self.tools, self.prompt, self.chosen, self.rejected)
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ class Judged:
     @cached_property
     def digest(self) -> str:
         """Hash of the content, wherever the row stands."""
-        content = json.dumps([self.tools, self.prompt, self.completion, self.label], sort_keys=True)
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        return _hash(self.tools, self.prompt, self.completion, self.label)
 
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from lorasmith.data.judged_tokens import JudgedTokens, balance_line, tokenize_ju
 from lorasmith.data.mask import check_masks
 from lorasmith.data.pair_tokens import answered, sequence
 from lorasmith.data.pairs import Judged, read_judged
-from lorasmith.data.prepare import Prepared, divide, say_read, show, uncollected
-from lorasmith.errors import DataError
+from lorasmith.data.prepare import Prepared, show, uncollected
+from lorasmith.data.prepare_pairs import read_and_divide
 from lorasmith.recipe import Data
 
 
@@ -31,17 +31,7 @@ def read_train_and_eval_judged(section: Data, seed: int) -> tuple[list[Judged], 
     Raises:
         DataError: At the first broken row, unless the recipe drops them.
     """
-    if section.format != "auto" or section.train_on != "assistant":
-        raise DataError("data.format and data.train_on are for sft.py; judged answers are known by their `label`.")
-
-    def read(source: str, purpose: str = "") -> tuple[list[Judged], list[str]]:
-        found = read_judged(
-            source, section.subset, section.split, columns=section.columns, on_bad_row=section.on_bad_row
-        )
-        say_read(len(found.rows), source, purpose, "kto", found.rejected)
-        return found.rows, found.rejected
-
-    return divide(section, seed, read)
+    return read_and_divide(section, seed, read_judged, "kto", "judged answers are known by their `label`")
 
 
 @uncollected()

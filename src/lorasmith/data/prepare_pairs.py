@@ -1,5 +1,6 @@
 """From the recipe's `data:` to audited pairs of answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from datasets import Dataset
@@ -10,8 +11,9 @@ from lorasmith.data.answers import Said
 from lorasmith.data.audit import SHOWN_ROWS, Account, account_lines, fingerprint
 from lorasmith.data.mask import check_masks
 from lorasmith.data.pair_tokens import PairTokens, answered, balance_line, fit_pairs, tokenize_pairs
-from lorasmith.data.pairs import Pair, read_pairs
+from lorasmith.data.pairs import Found, Pair, read_pairs
 from lorasmith.data.prepare import Prepared, divide, say_read, show, uncollected
+from lorasmith.data.rows import R
 from lorasmith.errors import DataError
 from lorasmith.recipe import Data
 
@@ -35,14 +37,25 @@ def read_train_and_eval_pairs(section: Data, seed: int) -> tuple[list[Pair], lis
     Raises:
         DataError: At the first broken pair, unless the recipe drops them.
     """
-    if section.format != "auto" or section.train_on != "assistant":
-        raise DataError("data.format and data.train_on are for sft.py; pairs are known by `chosen` and `rejected`.")
+    return read_and_divide(section, seed, read_pairs, "preference", "pairs are known by `chosen` and `rejected`")
 
-    def read(source: str, purpose: str = "") -> tuple[list[Pair], list[str]]:
-        found = read_pairs(
-            source, section.subset, section.split, columns=section.columns, on_bad_row=section.on_bad_row
-        )
-        say_read(len(found.rows), source, purpose, "preference", found.rejected)
+
+def read_and_divide(
+    section: Data, seed: int, reader: Callable[..., Found[R]], kind: str, known: str
+) -> tuple[list[R], list[R], list[str]]:
+    """Rows of one kind, from all sources of the recipe, as `divide` gives them.
+
+    Args:
+        reader: `pairs.read_pairs` or `pairs.read_judged`.
+        kind: What the rows are called.
+        known: By what they are known, for the refusal of keys that are sft.py's.
+    """
+    if section.format != "auto" or section.train_on != "assistant":
+        raise DataError(f"data.format and data.train_on are for sft.py; {known}.")
+
+    def read(source: str, purpose: str = "") -> tuple[list[R], list[str]]:
+        found = reader(source, section.subset, section.split, columns=section.columns, on_bad_row=section.on_bad_row)
+        say_read(len(found.rows), source, purpose, kind, found.rejected)
         return found.rows, found.rejected
 
     return divide(section, seed, read)

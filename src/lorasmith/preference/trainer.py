@@ -10,16 +10,14 @@ SHARE = "lorasmith_share"  # key of a part's share of the micro-batch that it wa
 REFERENCE, TRAINED = "ref", "default"
 
 
-def paired(trainer: type[Any]) -> type[Any]:
-    """The trainer class for data sets of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+def _over_tokens(trainer: type[Any]) -> type[Any]:
+    """The trainer class for data sets that are tokens already.
 
     trl has no seam to leave the preparation of rows out, nor for a reference that is the base itself where a model
     comes with its adapter on: it lays a frozen copy of the adapter beside it, which a new adapter does not need.
     """
 
-    class PairTrainer(trainer):  # type: ignore[misc]
-        _signature_columns: Any
-
+    class TokenTrainer(trainer):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             if isinstance(self.model, PeftModel) and is_base(self.model):
@@ -28,6 +26,15 @@ def paired(trainer: type[Any]) -> type[Any]:
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
+
+    return TokenTrainer
+
+
+def paired(trainer: type[Any]) -> type[Any]:
+    """The trainer class for data sets of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+
+    class PairTrainer(_over_tokens(trainer)):  # type: ignore[misc]
+        _signature_columns: Any
 
         def _set_signature_columns_if_needed(self) -> None:
             super()._set_signature_columns_if_needed()
@@ -64,22 +71,11 @@ def paired(trainer: type[Any]) -> type[Any]:
 def judged(trainer: type[Any]) -> type[Any]:
     """The trainer class for data sets of `prompt_ids`, `completion_ids`, `KL_completion_ids` and `label`.
 
-    As `paired`. A micro-batch is not cut where it is out of memory: its estimate of the distance to the reference is
+    A micro-batch is not cut where it is out of memory: its estimate of the distance to the reference is
     made of all its rows.
     """
 
-    class JudgedTrainer(trainer):  # type: ignore[misc]
-        _signature_columns: Any
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            if isinstance(self.model, PeftModel) and is_base(self.model):
-                self.model.delete_adapter(REFERENCE)
-                self.model.set_adapter(TRAINED)
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
+    class JudgedTrainer(_over_tokens(trainer)):  # type: ignore[misc]
         def batch_count(self, inputs: dict[str, Any]) -> int:
             """One, so that no part is made of it."""
             return 1

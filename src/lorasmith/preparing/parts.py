@@ -43,7 +43,6 @@ class Maker:
 
     Args:
         kinds: Shape of each source's rows.
-        to: Shape that is written, or None for the sources' own.
         known: Evaluation sets to keep out.
     """
 

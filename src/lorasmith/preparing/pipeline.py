@@ -20,6 +20,7 @@ import lorasmith
 from lorasmith.console import say
 from lorasmith.data import convert
 from lorasmith.data.files import records
+from lorasmith.data.manifest import MANIFEST
 from lorasmith.errors import DataError, FitError, RunError, StoppedError, StoppedNow
 from lorasmith.listening import listener
 from lorasmith.preparation import Preparation
@@ -30,7 +31,7 @@ from lorasmith.preparing.sources import Batch, Count, File, batches, find_files,
 from lorasmith.preparing.texts import said
 from lorasmith.preparing.tokens import token_counter
 
-WORK, MANIFEST = ".work", "manifest.json"
+WORK = ".work"
 LIBRARIES = (
     "ftfy",
     "rensa",
@@ -72,13 +73,13 @@ def plan(recipe: Preparation) -> Plan:
     Raises:
         DataError: If a source is missing or in no known shape, or the sources' shapes differ and no target is given.
     """
+    versions = _versions()
     names = [name for name, _ in recipe.weighted_sources]
     files, against = find_files(names), find_files(recipe.decontaminate.against)
     kinds = kinds_of(recipe, names, files)
     if recipe.read.to is None and len(set(kinds)) > 1:
         found = ", ".join(f"{name} is {kind}" for name, kind in zip(names, kinds, strict=True))
         raise DataError(f"sources: {found}. Set read.to (--to), the one shape that all are written in.")
-    versions = _versions()
     listed = [[one.path, one.bytes, one.sha256] for one in (*files, *against)]
     parts = [settings(recipe), listed, kinds, versions, lorasmith.__version__]
     return Plan(recipe, files, kinds, against, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())

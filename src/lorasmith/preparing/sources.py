@@ -58,9 +58,6 @@ class Batch:
     records: list[Record] = field(default_factory=list)
     read_bytes: int = 0
 
-    def __len__(self) -> int:
-        return len(self.lines) or len(self.records)
-
 
 def find_files(names: list[str]) -> list[File]:
     """The files of all sources, in order, each with its hash.
@@ -172,11 +169,8 @@ def batches(recipe: Preparation, files: list[File], count: Count) -> Iterator[Ba
     """
     index, behind = 0, 0
     for number, file in enumerate(files):
-        rows = 0
         for first, lines, found in _pieces(recipe, file, count):
-            rows += len(lines) or len(found)
-            share = sum(map(len, lines))
-            behind += share
+            behind += sum(map(len, lines))
             yield Batch(index, number, first, lines, found, behind)
             index += 1
         behind = sum(one.bytes for one in files[: number + 1])

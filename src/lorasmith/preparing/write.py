@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lorasmith.data.manifest import MANIFEST
 from lorasmith.preparing import split
 from lorasmith.preparing.dataset_card import RECIPE, card
 from lorasmith.preparing.decide import KEPT, REASONS, Decision, Rows
-from lorasmith.preparing.pipeline import MANIFEST, WORK, Plan, settings
+from lorasmith.preparing.pipeline import WORK, Plan, settings
 from lorasmith.preparing.report import html_report
 from lorasmith.preparing.summary import Part, Summary
 from lorasmith.recipe_sections import recipe_text
