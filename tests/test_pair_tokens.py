@@ -4,8 +4,9 @@ import pytest
 from conftest import BASE, SHARED, needs_shared, write_rows
 from transformers import AutoTokenizer
 
+from lorasmith.data.judged_tokens import tokenize_judged
 from lorasmith.data.pair_tokens import balance_line, fit_pairs, tokenize_pairs
-from lorasmith.data.pairs import read_pairs
+from lorasmith.data.pairs import Judged, read_pairs
 from lorasmith.data.render import IGNORED
 from lorasmith.errors import DataError
 
@@ -80,6 +81,34 @@ def test_answers_that_the_template_writes_alike_are_refused(tokenizer, tmp_path)
     rejected = []
     assert len(tokenize_pairs(tokenizer, made, rejected)) == 1
     assert len(rejected) == 1
+
+
+def test_a_pair_that_stands_there_twice_by_its_weight_is_trained_twice(tokenizer, tmp_path):
+    made = pairs(tmp_path, chat("Hi.", "Yes.", "No."), chat("Ho.", "Yes.", "No."))
+    found = tokenize_pairs(tokenizer, [*made, *made])
+    assert [pair.place for pair in found] == [pair.place for pair in [*made, *made]]
+    judged = [Judged(pair.place, pair.prompt, pair.chosen, True) for pair in made]
+    twice, account = tokenize_judged(tokenizer, [*judged, *judged], None, "error")
+    assert len(twice) == account.trained == 4
+
+
+def test_answers_that_the_template_splits_are_refused_one_and_all(tokenizer, tmp_path):
+    turns = [
+        {"role": "assistant", "content": "A."},
+        {"role": "user", "content": "B?"},
+        {"role": "assistant", "content": "C."},
+    ]
+    rows = [chat(f"Hi {i}.", "Yes.", "No.") | {"chosen": turns} for i in range(2)] + [chat("Hi.", "Yes.", "No.")]
+    made = pairs(tmp_path, *rows)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message['content']", "('' if message['role'] == 'assistant' and not loop.last else message['content'])"
+    )
+    with pytest.raises(DataError, match="chosen: the chat template rewrites earlier turns"):
+        tokenize_pairs(tokenizer, made)
+    rejected = []
+    assert [pair.place for pair in tokenize_pairs(tokenizer, made, rejected)] == [made[2].place]
+    assert len(rejected) == 2
 
 
 def test_the_lengths_of_the_answers_are_compared(tokenizer, tmp_path):

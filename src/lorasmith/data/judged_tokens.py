@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.audit import Account, fit_lengths
-from lorasmith.data.pair_tokens import answered, parted
+from lorasmith.data.pair_tokens import answered, parted, tokens_by_place
 from lorasmith.data.pairs import Judged
-from lorasmith.data.render import Ids, tokenize
-from lorasmith.data.rows import ASSISTANT
+from lorasmith.data.render import Ids
 from lorasmith.errors import DataError
 
 
@@ -38,13 +37,11 @@ def tokenize_judged(
         DataError: If the rows cannot be trained on as asked.
     """
     labels = {row.place: row.label for row in rows}
-    found = tokenize(tokenizer, [answered(row, row.completion) for row in rows], ASSISTANT, rejected)
-    seen: set[str] = set()
-    for row in found:
-        if row.place in seen:
-            raise DataError(f"{row.place}: completion: the chat template rewrites earlier turns. Keep one answer.")
-        seen.add(row.place)
-    kept, account = fit_lengths(found, max_length, on_too_long)
+    lines: dict[str, str] | None = None if rejected is None else {}
+    found = tokens_by_place(tokenizer, [answered(row, row.completion) for row in rows], "completion", lines)
+    if rejected is not None and lines is not None:
+        rejected += [lines[row.place] for row in rows if row.place in lines]
+    kept, account = fit_lengths([found[row.place] for row in rows if row.place in found], max_length, on_too_long)
     return [JudgedTokens(row.place, *parted(row), labels[row.place]) for row in kept], account
 
 

@@ -1,6 +1,7 @@
 """Pairs of answers to token ids: one prompt, what is preferred, and what is not, each complete."""
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -55,30 +56,45 @@ def tokenize_pairs(
     Raises:
         DataError: If the template does not begin both sequences with the same prompt, or writes both answers alike.
     """
-    sides: dict[str, dict[str, TokenRow]] = {}
-    lines: dict[str, str] = {}  # refusals by place: a pair may be refused for both answers
-    for name in (CHOSEN, REJECTED):
-        told: list[str] | None = None if rejected is None else []
-        rows = [answered(pair, pair.chosen if name == CHOSEN else pair.rejected) for pair in pairs]
-        found = tokenize(tokenizer, rows, ASSISTANT, told)
-        sides[name] = {row.place: row for row in found}
-        several = _twice([row.place for row in found])
-        if several:
-            _refuse(f"{several}: {name}: the chat template rewrites earlier turns. Keep one answer.", rejected)
-            sides[name].pop(several)
-        lines |= {line.partition(": ")[0]: line for line in told or [] if line.partition(": ")[0] not in lines}
-    if rejected is not None:
-        rejected += lines.values()
+    lines: dict[str, str] | None = None if rejected is None else {}
+    chosen = tokens_by_place(tokenizer, [answered(pair, pair.chosen) for pair in pairs], CHOSEN, lines)
+    others = tokens_by_place(tokenizer, [answered(pair, pair.rejected) for pair in pairs], REJECTED, lines)
     result = []
     for pair in pairs:
-        chosen, other = sides[CHOSEN].get(pair.place), sides[REJECTED].get(pair.place)
-        if chosen is None or other is None:
-            continue
         try:
-            result.append(_joined(pair.place, chosen, other))
+            if lines is not None and pair.place in lines:
+                raise DataError(lines[pair.place])
+            result.append(_joined(pair.place, chosen[pair.place], others[pair.place]))
         except DataError as error:
-            _refuse(str(error), rejected)
+            if rejected is None:
+                raise
+            rejected.append(str(error))
     return result
+
+
+def tokens_by_place(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Row], name: str, refused: dict[str, str] | None
+) -> dict[str, TokenRow]:
+    """The token row of each place; rows that stand there several times, by their source's weight, are the same.
+
+    Args:
+        name: Of the field that holds the answer.
+        refused: Where refusals go, by place; by default the first one ends it.
+
+    Raises:
+        DataError: If a row cannot be trained on as one text.
+    """
+    told: list[str] | None = None if refused is None else []
+    found = tokenize(tokenizer, list({row.place: row for row in rows}.values()), ASSISTANT, told)
+    counts = Counter(row.place for row in found)
+    for place in (place for place, count in counts.items() if count > 1):
+        line = f"{place}: {name}: the chat template rewrites earlier turns. Keep one answer."
+        if told is None:
+            raise DataError(line)
+        told.append(line)
+    if refused is not None:
+        refused |= {line.partition(": ")[0]: line for line in told or []}
+    return {row.place: row for row in found if counts[row.place] == 1}
 
 
 def answered(pair: Pair | Judged, answer: Said) -> Row:
@@ -105,21 +121,6 @@ def parted(row: TokenRow) -> tuple[Ids, Ids]:
     """What stands before the first trained token, and all from there to the last."""
     trained = [i for i, label in enumerate(row.labels) if label != IGNORED]
     return row.input_ids[: trained[0]], row.input_ids[trained[0] : trained[-1] + 1]
-
-
-def _twice(places: list[str]) -> str:
-    seen: set[str] = set()
-    for place in places:
-        if place in seen:
-            return place
-        seen.add(place)
-    return ""
-
-
-def _refuse(line: str, rejected: list[str] | None) -> None:
-    if rejected is None:
-        raise DataError(line)
-    rejected.append(line)
 
 
 def fit_pairs(pairs: list[PairTokens], max_length: int | None, on_too_long: str) -> tuple[list[PairTokens], Account]:
