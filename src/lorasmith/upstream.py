@@ -6,6 +6,7 @@ and peft are plain dataclasses, so their fields, types, choices and defaults sta
 
 import ast
 import functools
+import importlib.metadata
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -67,13 +68,28 @@ CONFIGS = {
     "sft": ("trl.trainer.sft_config", "SFTConfig"),
     "dpo": ("trl.trainer.dpo_config", "DPOConfig"),
     "kto": ("trl.trainer.kto_config", "KTOConfig"),
+    "orpo": ("trl.experimental.orpo.orpo_config", "ORPOConfig"),
+    "cpo": ("trl.experimental.cpo.cpo_config", "CPOConfig"),
+    "reward": ("trl.trainer.reward_config", "RewardConfig"),
 }
 
 
 def trainer_fields(method: str) -> dict[str, Field]:
-    """Fields of the trl config of one training script, a name in CONFIGS."""
+    """Fields of the trl config of one training script, a name in CONFIGS.
+
+    Raises:
+        LorasmithError: If the installed trl has no such config, as its experimental ones may come to.
+    """
     bases = (("transformers.training_args", "TrainingArguments"), ("trl.trainer.base_config", "_BaseConfig"))
-    return config_fields(*bases, CONFIGS[method])
+    module, name = CONFIGS[method]
+    try:
+        return config_fields(*bases, CONFIGS[method])
+    except (FileNotFoundError, KeyError):
+        have = importlib.metadata.version("trl")
+        raise LorasmithError(
+            f"trl {have} has no {name} in {module}: it has moved. Install the tested version: pip install -c "
+            "constraints.txt -e ."
+        ) from None
 
 
 @functools.cache
