@@ -137,18 +137,22 @@ def make_trainer(
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs.order import with_update_order
     from lorasmith.speed import levers
+    from lorasmith.speed.answers import LaidOut, answering
 
     sets = [pairs_as_dataset(part) for part in (rows.train_pairs, rows.eval_pairs)]
-    collator = DataCollatorForPreference(tokenizer.pad_token_id)
-    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collator)
+    padded = DataCollatorForPreference(tokenizer.pad_token_id)
+    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
     set_seed(recipe.seed)
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
+    flat = levers.make_batches(model, recipe)
     for line in levers.fuse(model, recipe):
         say(line)
+    levers.compute_natively(config, model)
+    collator = LaidOut(padded, flat.share_prompts) if flat else padded
     callbacks = [StartsAtReference(), *callbacks]
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):
-        trainer = guarded(with_update_order(paired(DPOTrainer)))(
+        trainer = guarded(with_update_order(answering(paired(DPOTrainer), recipe.speed.chunked_loss)))(
             model=model,
             args=config,
             data_collator=collator,

@@ -1,12 +1,14 @@
-"""trl's DPO trainer over pairs that are tokens already, with the seams that the guards of a run need."""
+"""trl's preference trainers over rows that are tokens already, with the seams that the guards of a run need."""
 
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from trl.trainer.utils import add_fused_lm_head
 
 SHARE = "lorasmith_share"  # key of a part's share of the micro-batch that it was cut from
+LIKELIHOOD = "lorasmith_likelihood"  # key of what the likelihood of a micro-batch's preferred answers is divided by
 REFERENCE, TRAINED = "ref", "default"
 
 
@@ -20,7 +22,7 @@ def _over_tokens(trainer: type[Any]) -> type[Any]:
     class TokenTrainer(trainer):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            if isinstance(self.model, PeftModel) and is_base(self.model):
+            if isinstance(self.model, PeftModel) and REFERENCE in self.model.peft_config and is_base(self.model):
                 self.model.delete_adapter(REFERENCE)
                 self.model.set_adapter(TRAINED)
 
@@ -66,6 +68,80 @@ def paired(trainer: type[Any]) -> type[Any]:
 
     PairTrainer.__name__ = trainer.__name__  # trl names cards and logs after the class
     return PairTrainer
+
+
+def unreferenced(trainer: type[Any], whole: bool = False) -> type[Any]:
+    """The trainer class, of trl's experimental ones without a reference, for data sets as `paired` takes them.
+
+    Those prepare rows by `Dataset.map` in their constructor, through `tokenize_row`, and take the loss from logits of
+    all positions, of which they keep several copies (trl.experimental.orpo and cpo, 1.16). What is overridden are these
+    two; log-probabilities come from the model by the keyword that trl's other trainers use, and the likelihood that is
+    trained besides is a mean over an update's tokens, where trl's is one of its micro-batches' means.
+
+    Args:
+        whole: Whether the likelihood that is trained besides covers the preferred answer's prompt too (orpo).
+    """
+
+    class UnreferencedTrainer(paired(trainer)):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.use_dpo_data_collator = True  # else a warning in each evaluation
+            self._total_train_tokens: Any = 0
+            base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            add_fused_lm_head(base, outputs=("log_probs", "mean_logits"))
+
+        def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
+            return feature
+
+        def _set_signature_columns_if_needed(self) -> None:
+            self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids", "input_ids"]
+
+        def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+            """Log-probabilities of preferred and other answers, their mean logits, and the preferred one's loss."""
+            inputs = {name: value for name, value in batch.items() if name not in ("completion_mask", LIKELIHOOD)}
+            pairs, answers = len(inputs["input_ids"]) // 2, batch["completion_mask"]
+            scored = answers.clone()
+            if whole:
+                scored[:pairs] = inputs["attention_mask"][:pairs]
+            routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
+            labels = inputs["input_ids"].masked_fill(scored == 0, -100)
+            outputs = model(**inputs, **routed, labels=labels, use_cache=False, fused_lm_head=True)
+            tokens = outputs.log_probs[:, -(labels.shape[1] - 1) :]
+            means = outputs.mean_logits[:, -(labels.shape[1] - 1) :]
+            answers, scored = answers[:, 1:], scored[:, 1:].bool()
+            sums = (tokens * answers).sum(1)
+            if whole or self.loss_type in ("ipo", "simpo"):
+                sums = sums / answers.sum(1)
+            chosen, rejected = (means[part][answers[part].bool()] for part in (slice(pairs), slice(pairs, None)))
+            likelihood = -tokens[:pairs].sum() / batch.get(LIKELIHOOD, scored[:pairs].sum())
+            if getattr(self, "cpo_alpha", 1) == 0:
+                likelihood = likelihood.detach()
+            aux = (outputs.aux_loss,) if self.aux_loss_enabled else ()
+            return sums[:pairs], sums[pairs:], chosen, rejected, likelihood, *aux
+
+        def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> torch.Tensor:
+            """Tokens whose likelihood an update trains, for each of its micro-batches on average."""
+            mask = "attention_mask" if whole else "completion_mask"
+            counts = [batch[mask][: self.batch_count(batch), 1:].sum() for batch in batch_samples]
+            mean = torch.stack(counts).double().mean().to(device)
+            return torch.as_tensor(self.accelerator.gather(mean)).mean()
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if self.model.training:
+                self._total_train_tokens += inputs["attention_mask"].sum()
+            if num_items_in_batch is not None:
+                inputs = inputs | {LIKELIHOOD: num_items_in_batch * inputs.get(SHARE, 1.0)}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                logs["num_tokens"] = self.accelerator.reduce(torch.as_tensor(self._total_train_tokens), "sum").item()
+            super().log(logs, start_time)
+
+    UnreferencedTrainer.__name__ = trainer.__name__
+    return UnreferencedTrainer
 
 
 def judged(trainer: type[Any]) -> type[Any]:

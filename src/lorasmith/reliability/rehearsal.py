@@ -87,7 +87,7 @@ class Rehearsal(TrainerCallback):
 
 
 def _counters(trainer: Any) -> list[str]:
-    return [name for name in ("_metrics", "_total_train_tokens", "sums") if hasattr(trainer, name)]
+    return [name for name in ("_metrics", "_stored_metrics", "_total_train_tokens", "sums") if hasattr(trainer, name)]
 
 
 def _random_state() -> tuple[Any, ...]:

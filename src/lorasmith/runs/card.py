@@ -6,6 +6,8 @@ from typing import Any
 WAYS = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimization (arXiv 2305.18290)",
+    "orpo": "odds ratio preference optimization (arXiv 2403.07691; an experimental trainer of trl's)",
+    "cpo": "contrastive preference optimization (arXiv 2401.08417; an experimental trainer of trl's)",
     "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
 }
 _CARD = """\

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any
 
-from lorasmith import hardware
+from lorasmith import hardware, upstream
 from lorasmith.console import say
 from lorasmith.errors import RecipeError
 from lorasmith.hardware import Hardware
@@ -92,7 +92,8 @@ def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") ->
     # Rows arrive tokenized, labelled, cut to length and packed; trl's preparation would only walk them again.
     if method == "sft":
         owned |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "eval_packing": False}
-    return arguments | trainer | owned
+    known = upstream.trainer_fields(method)
+    return {name: value for name, value in (arguments | trainer | owned).items() if name in known}
 
 
 def make_config(kind: Any, recipe: Recipe, machine: Hardware, method: str = "sft") -> Any:

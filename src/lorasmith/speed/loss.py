@@ -15,22 +15,24 @@ from lorasmith.memory.peak import LOGIT_BYTES as CHUNK_BYTES
 from lorasmith.speed.batches import IGNORED
 
 
-class SummedLoss(torch.autograd.Function):
-    """Sum of the negative log-likelihoods of targets under softmax(scale * (hidden W' + b)), and how many are the top.
-
-    Raises no error for zero tokens: the sum is then zero.
-    """
+class TokenLosses(torch.autograd.Function):
+    """The negative log-likelihood of each target under softmax(scale * (hidden W' + b)), and its place described."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Shapes: hidden (tokens, width), weight (vocabulary, width), bias (vocabulary,), targets (tokens,)."""
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        correct = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * weight.shape[0]))
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float, described: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Shapes: hidden (tokens, width), weight (vocabulary, width), bias (vocabulary,), targets (tokens,).
+
+        Returns:
+            For each token: its loss in nats, float32; whether it is the most likely one; and, where `described`, the
+            entropy of what was expected there and the mean of its logits.
+        """
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        first = torch.empty_like(losses, dtype=torch.bool)
+        entropy, mean = (torch.empty_like(losses), torch.empty_like(losses)) if described else (None, None)
+        rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * weight.shape[0] * (2 if described else 1)))
         rows = -(-len(hidden) // -(-len(hidden) // rows)) if len(hidden) else rows  # chunks of like size
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
@@ -44,10 +46,17 @@ class SummedLoss(torch.autograd.Function):
                 scores.mul_(scale)
             top = scores.amax(1, keepdim=True)
             chosen = scores.gather(1, target)
-            correct += (chosen >= top).sum()
-            exponents = scores.sub_(top).exp_()
+            first[part] = (chosen >= top).squeeze(1)
+            if mean is not None:
+                mean[part] = scores.mean(1)
+            scores.sub_(top)
+            # The entropy needs scores and their exponents side by side.
+            exponents = scores.exp() if described else scores.exp_()
             sums = exponents.sum(1, keepdim=True)
-            total += (sums.log() + top - chosen).sum()
+            losses[part] = (sums.log() + top - chosen).squeeze(1)
+            if entropy is not None:
+                expected = torch.bmm(exponents.unsqueeze(1), scores.unsqueeze(2)).flatten() / sums.squeeze(1)
+                entropy[part] = sums.log().squeeze(1) - expected
             if gradient is not None:
                 # Softmax minus the target's one; the division by the sum waits for the narrow product.
                 if narrow:
@@ -58,13 +67,32 @@ class SummedLoss(torch.autograd.Function):
                     gradient[part] = (exponents @ weight).mul_(scale / sums)
             del logits, scores, exponents  # else two chunks would be held at once
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(correct)
-        return total, correct
+        ctx.mark_non_differentiable(first, *(one for one in (entropy, mean) if one is not None))
+        return losses, first, entropy, mean
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer.to(gradient.dtype), None, None, None, None
+        return gradient * outer.unsqueeze(1).to(gradient.dtype), None, None, None, None, None
+
+
+def token_losses(
+    hidden: Tensor, targets: Tensor, head: Any, scale: float, described: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`TokenLosses` under a frozen output layer, in the arithmetic of the hidden states or of autocast.
+
+    Args:
+        hidden: The last norm's output where a token is predicted, (tokens, width).
+        targets: The tokens, (tokens,).
+        scale: What the logits are multiplied with.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if getattr(head, "bias", None) is None else head.bias.to(hidden.dtype)
+        found: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+        found = TokenLosses.apply(hidden, head.weight.to(hidden.dtype), bias, targets, scale, described)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +121,5 @@ def supervised_loss(hidden: Tensor, labels: Tensor, head: Any, scale: float) -> 
     """
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     supervised = targets != IGNORED
-    weight: Tensor = head.weight
-    if torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    with torch.autocast(hidden.device.type, enabled=False):
-        bias = None if getattr(head, "bias", None) is None else head.bias.to(hidden.dtype)
-        total, correct = SummedLoss.apply(hidden[supervised], weight.to(hidden.dtype), bias, targets[supervised], scale)
-    return Scored(total, supervised.sum(), correct)
+    losses, first, _, _ = token_losses(hidden[supervised], targets[supervised], head, scale)
+    return Scored(losses.sum(), supervised.sum(), first.sum())

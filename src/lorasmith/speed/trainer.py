@@ -105,11 +105,16 @@ def fast(trainer: type[Any], chunked_loss: bool) -> type[Any]:
 
 def can_score(trainer: Any) -> bool:
     """Whether `supervised_loss` is this trainer's loss: plain likelihood under a frozen, whole output layer."""
-    args, model = trainer.args, trainer.model
-    config = model.config.get_text_config()
+    args = trainer.args
     if args.loss_type != "nll" or args.label_smoothing_factor or trainer.compute_loss_func is not None:
         return False
-    if trainer.aux_loss_enabled or getattr(config, "final_logit_softcapping", None) is not None:
+    return not trainer.aux_loss_enabled and has_plain_head(trainer)
+
+
+def has_plain_head(trainer: Any) -> bool:
+    """Whether the output layer of a trainer's model is frozen, whole on this device, and its logits uncapped."""
+    model = trainer.model
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
         return False
     head = model.get_output_embeddings()
     plain = isinstance(head, torch.nn.Linear) and not any(weight.requires_grad for weight in head.parameters())

@@ -1,0 +1,190 @@
+"""Odds ratio preference optimization (arXiv 2403.07691): pairs of answers go in, an adapter comes out; no reference.
+
+    accelerate launch scripts/orpo.py RECIPE [section.key=value ...] [--dry-run] [--overwrite] [--resume]
+
+What is preferred is learnt together with how to answer, in one pass a step and from the base alone: the choice for the
+smallest cards. The trainer is one of trl's experimental ones. --dry-run checks all that needs no weights, prints the
+resolved recipe and writes nothing. A run that was interrupted goes on when the same command is given again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lorasmith import offline
+from lorasmith.console import is_first_process, say
+from lorasmith.errors import UnreachableError
+from lorasmith.listening import listener
+from lorasmith.recipe import Recipe, load_recipe
+from lorasmith.recipe_sections import recipe_text
+from lorasmith.runs.ending import enter_run, quiet, run_script
+from lorasmith.started import quick_imports
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    listener.listen()
+    requested = load_recipe(arguments.recipe, arguments.overrides, "orpo")
+    quiet(arguments.offline)
+    try:
+        if offline.is_offline() and not arguments.dry_run:
+            offline.check_files(requested)
+        train(requested, arguments)
+    except UnreachableError as error:
+        if not arguments.dry_run:
+            raise
+        say(f"not checked: {error}")
+        say(recipe_text(requested))
+
+
+def train(requested: Recipe, arguments: argparse.Namespace) -> None:
+    # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
+    with quick_imports():
+        from lorasmith import adapters, hardware, models
+        from lorasmith.data.prepare_pairs import prepare_pairs, read_train_and_eval_pairs
+        from lorasmith.reliability import reopened, resume
+        from lorasmith.runs import folder, guarding, planning, report, settings
+
+    output = Path(requested.output_dir)
+    machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
+    say(f"machine: {machine.line}")
+    read = read_train_and_eval_pairs(requested.data, requested.seed)
+    tokenizer, new_token_ids = models.load_tokenizer(requested.model)
+    facts = models.base_facts(requested.model)
+    earlier = {} if arguments.overwrite else folder.earlier(output, requested)
+    recipe, reasons = settings.resolve(requested, machine, facts, earlier)
+    rows = prepare_pairs(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
+    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, together=2)
+    settings.announce_batch(recipe, len(rows.train_pairs))
+    if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
+        say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")
+        say(f"next: python scripts/chat.py {output}")
+        return
+    hardware.check_disk(output, planning.disk_gib(plan))
+
+    # trl's import takes 5 to 14 s, so it waits until everything cheap has passed.
+    from trl.experimental.orpo import ORPOConfig
+
+    say("trainer: trl.experimental.orpo, which trl may change or remove without notice")
+
+    config = settings.make_config(ORPOConfig, recipe, machine, "orpo")
+    if arguments.dry_run:
+        say(recipe_text(recipe))
+        return
+
+    base = models.base_identity(recipe.model)
+    template = models.template_hash(tokenizer)
+    terms = resume.contract(recipe, rows.fingerprint, tokenizer, template, base, folder.versions(), machine.device)
+    going_on = resume.Resume(None)
+    if not arguments.overwrite:
+        going_on = resume.find(output, terms, arguments.allow_change, arguments.resume)
+    run = report.begin(
+        output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan, terms, going_on, "orpo"
+    )
+    enter_run(output)
+    base_model = models.load_base_model(
+        recipe.model, recipe.model.dtype, recipe.model.attention, machine.device, recipe.speed.weight_cache
+    )
+    models.grow_embeddings(base_model, tokenizer)
+    guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
+    config.eval_on_start = config.eval_on_start and going_on.checkpoint is None
+    model, trainer = make_trainer(recipe, config, base, base_model, tokenizer, new_token_ids, rows, guards.callbacks)
+    terms[resume.TRAINABLE] = resume.trainable(model)
+    resume.check_trainable(going_on, terms[resume.TRAINABLE], arguments.allow_change)
+    trainer.contract = terms
+    for line in adapters.coverage_lines(model, recipe.adapter):
+        say(line)
+    if new_token_ids:
+        say(f"new tokens: {' '.join(tokenizer.convert_ids_to_tokens(new_token_ids))}; only their rows are trained")
+
+    with adapters.initial_adapter(recipe.adapter, model) as initial:
+        trainer.train_or_load(going_on)
+        guards.raise_if_stopped(trainer)
+        after = trainer.evaluate() if rows.eval else None
+        if is_first_process():
+            adapters.save_adapter(model, output, base, initial)
+            tokenizer.save_pretrained(output)
+            reopened.check_saved(model, output, initial is not None)
+    report.finish(
+        output,
+        run,
+        guards.watch,
+        model,
+        {"before": guards.watch.first_evaluation, "after": after},
+        machine,
+        trainer.state.global_step,
+    )
+
+
+def make_trainer(
+    recipe: Recipe,
+    config: Any,
+    base: dict[str, Any],
+    base_model: Any,
+    tokenizer: Any,
+    new_token_ids: list[int],
+    rows: Any,
+    callbacks: list[Any],
+) -> tuple[Any, Any]:
+    """The adapted model and trl's trainer over it."""
+    from torch.utils.data import DataLoader
+    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+    from trl.experimental.orpo import ORPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from lorasmith import adapters
+    from lorasmith.data.prepare_pairs import pairs_as_dataset
+    from lorasmith.preference.trainer import unreferenced
+    from lorasmith.reliability.guarded import guarded
+    from lorasmith.runs.order import with_update_order
+    from lorasmith.speed import levers
+    from lorasmith.speed.answers import LaidOut, answering
+
+    sets = [pairs_as_dataset(part) for part in (rows.train_pairs, rows.eval_pairs)]
+    padded = DataCollatorForPreference(tokenizer.pad_token_id)
+    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
+    set_seed(recipe.seed)
+    model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base)
+    flat = levers.make_batches(model, recipe)
+    for line in levers.fuse(model, recipe):
+        say(line)
+    levers.compute_natively(config, model)
+    collator = LaidOut(padded, flat.share_prompts, whole=True) if flat else padded
+    stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
+    with adapters.trainable_weights_kept(model):
+        trainer = guarded(
+            with_update_order(answering(unreferenced(ORPOTrainer, whole=True), recipe.speed.chunked_loss))
+        )(
+            model=model,
+            args=config,
+            data_collator=collator,
+            train_dataset=sets[0],
+            eval_dataset=sets[1] if rows.eval else None,
+            processing_class=tokenizer,
+            callbacks=[*callbacks, *stopping],
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.kept_checkpoints = recipe.trainer.get("save_total_limit") or trainer.kept_checkpoints
+    for callback in callbacks:
+        callback.trainer = trainer
+    if recipe.adapter.loraplus_lr_ratio is not None:
+        trainer.optimizer = adapters.loraplus_optimizer(model, recipe.adapter, config)
+    return model, trainer
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved recipe, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in output_dir")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, or refuse")
+    parser.add_argument(
+        "--allow-change", action="append", default=[], metavar="FIELD", help="go on although it differs"
+    )
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,191 @@
+"""The log-probabilities of answers for trl's preference trainers: without padding, a pair's prompt computed once.
+
+trl 1.16 asks a model for them by a keyword of its forward (trl.trainer.utils.add_fused_lm_head). On a CPU it projects
+every position there, prompts and padding too, and it projects a second time in backward. Here the same keyword is
+answered with `lorasmith.speed.loss`, over rows that lie one behind the other where attention allows that.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from lorasmith.speed.batches import ROWS, WORTH_SHARING, Span
+from lorasmith.speed.loss import token_losses
+from lorasmith.speed.trainer import has_plain_head, logit_scale
+
+LAYOUT = "lorasmith_layout"  # key of a micro-batch's rows one behind the other
+OTHER_LAYOUT = "lorasmith_other_layout"  # and of those that trl's kto estimates the distance to the reference from
+ASKED = "fused_lm_head"  # trl's keyword
+
+
+class LaidOut:
+    """A collator of trl's, with the same rows one behind the other beside the padded ones.
+
+    Args:
+        padded: trl's collator.
+        share: Whether what the rows of a pair begin with lies there once.
+        paired: Whether the second half of a micro-batch answers the prompts of the first.
+        whole: Whether all tokens of the preferred sequence are scored, not only its answer's.
+    """
+
+    def __init__(
+        self, padded: Callable[..., dict[str, Any]], share: bool, paired: bool = True, whole: bool = False
+    ) -> None:
+        self.padded, self.share, self.paired, self.whole = padded, share, paired, whole
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A padded micro-batch and its layout."""
+        return self.laid(self.padded(rows))
+
+    def laid(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch with the layout of its rows anew."""
+        count = len(batch["input_ids"])
+        middle = count // 2
+        groups = [[i, middle + i] for i in range(middle)] if self.paired and self.share else [[i] for i in range(count)]
+        scored = batch["completion_mask"].clone()
+        if self.whole:
+            scored[:middle] = batch["attention_mask"][:middle]
+        batch = batch | {LAYOUT: lay_out(batch["input_ids"], batch["attention_mask"], scored, groups)}
+        if "KL_input_ids" in batch:
+            ids, attended, answer = (batch[f"KL_{name}"] for name in ("input_ids", "attention_mask", "completion_mask"))
+            batch[OTHER_LAYOUT] = lay_out(ids, attended, answer, [[i] for i in range(count)])
+        return batch
+
+
+def lay_out(input_ids: Tensor, attention_mask: Tensor, scored: Tensor, groups: list[list[int]]) -> dict[str, Any]:
+    """Padded rows one behind the other, what a group begins with laid down once.
+
+    Args:
+        input_ids, attention_mask, scored: (rows, tokens), padded on the right; 1 in `scored` at tokens whose
+            log-probability is wanted.
+        groups: The rows, those together that may begin alike.
+
+    Returns:
+        What a model takes of a flat batch of shape (1, tokens), and under `targets`, `before` and `places`, each
+        (scored tokens,): the tokens, where in the batch each is predicted, and where it stands in (rows, tokens - 1).
+    """
+    width = input_ids.shape[1]
+    lengths = attention_mask.sum(1).tolist()
+    rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
+    wanted = [[at for at in torch.nonzero(row).flatten().tolist() if at] for row in scored]
+    tokens: list[int] = []
+    positions: list[int] = []
+    spans: list[Span] = []
+    found: list[tuple[int, int, int]] = []
+    for group in groups:
+        common = _common([rows[row] for row in group])
+        begin = len(tokens)
+        if common:
+            tokens += rows[group[0]][:common]
+            positions += range(common)
+            spans.append(Span(begin, begin + common))
+        for row in group:
+            start = len(tokens)
+            tokens += rows[row][common:]
+            positions += range(common, lengths[row])
+            spans.append(Span(start, len(tokens), begin, common))
+            for at in wanted[row]:
+                before = begin + at - 1 if at <= common else start + at - 1 - common
+                found.append((rows[row][at], before, row * (width - 1) + at - 1))
+    ends = torch.tensor([0, *(span.end for span in spans)], dtype=torch.int32)
+    longest = max(span.end - span.start for span in spans)
+    columns = torch.tensor(found, dtype=torch.long).reshape(-1, 3).unbind(1)
+    flat = {
+        "input_ids": torch.tensor(tokens)[None],
+        "position_ids": torch.tensor(positions)[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        ROWS: tuple(spans),
+    }
+    return {"model": flat} | dict(zip(("targets", "before", "places"), columns, strict=True))
+
+
+def _common(rows: list[list[int]]) -> int:
+    """Tokens that all rows of a group begin with, if worth sharing; the one that parts them stays with each row."""
+    if len(rows) == 1:
+        return 0
+    shortest = min(len(row) for row in rows)
+    alike = next((i for i in range(shortest) if any(row[i] != rows[0][i] for row in rows)), shortest)
+    return alike - 1 if alike > WORTH_SHARING else 0
+
+
+def answering(trainer: type[Any], wanted: bool) -> type[Any]:
+    """The trainer class whose model gives log-probabilities as this module does, where that holds.
+
+    Args:
+        wanted: Whether the recipe wants that (speed.chunked_loss).
+    """
+
+    class AnsweringTrainer(trainer):  # type: ignore[misc]
+        data_collator: Any
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            unlike = self.aux_loss_enabled or getattr(self, "use_weighting", False)
+            if wanted and not unlike and self.compute_loss_func is None and has_plain_head(self):
+                give_answers(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+            elif isinstance(self.data_collator, LaidOut):
+                self.data_collator = self.data_collator.padded
+
+        def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> Any:
+            other = {LAYOUT: batch[OTHER_LAYOUT]} if OTHER_LAYOUT in batch else {}
+            return super()._compute_kl_logps(model, batch | other)
+
+        def batch_rows(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+            """The rows of a micro-batch, each with its layout."""
+            return [self._laid(part) for part in super().batch_rows(inputs)]
+
+        def batch_halves(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+            """A micro-batch as two, each with its layout."""
+            return [self._laid(part) for part in super().batch_halves(inputs)]
+
+        def _laid(self, part: dict[str, Any]) -> dict[str, Any]:
+            laid: dict[str, Any] = self.data_collator.laid(part) if LAYOUT in part else part
+            return laid
+
+    AnsweringTrainer.__name__ = trainer.__name__  # trl names cards and logs after the class
+    return AnsweringTrainer
+
+
+def give_answers(model: Any) -> None:
+    """Let a causal language model's forward give log-probabilities of its labels when asked by trl's keyword."""
+    original, scale = model.forward, logit_scale(model.config.get_text_config())
+
+    # generate() reads the signature.
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layout = kwargs.pop(LAYOUT, None)
+        kwargs.pop(OTHER_LAYOUT, None)
+        if not kwargs.pop(ASKED, False):
+            return original(*args, **kwargs)
+        labels = kwargs.pop("labels")
+        if layout is None:
+            states = self.base_model(*args, **kwargs).last_hidden_state[:, -labels.shape[1] : -1]
+            mask = labels[:, 1:] != -100
+            hidden, targets, places = states[mask], labels[:, 1:][mask], mask.flatten().nonzero().flatten()
+        else:
+            targets, places = layout["targets"], layout["places"]
+            states = self.base_model(**layout["model"], use_cache=False).last_hidden_state[0]
+            hidden = states.index_select(0, layout["before"])
+        found = token_losses(hidden, targets, self.get_output_embeddings(), scale, described=True)
+        return _as_trl_gives_them(found, places, (labels.shape[0], labels.shape[1] - 1))
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _as_trl_gives_them(found: Sequence[Tensor | None], places: Tensor, shape: tuple[int, int]) -> Any:
+    """Figures of tokens in trl's own output, zero where no token is scored."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    losses, first, entropy, mean = (
+        None if one is None else one.new_zeros(shape).flatten().index_copy(0, places, one).view(shape) for one in found
+    )
+    assert losses is not None
+    return FusedCausalLMOutput(log_probs=-losses, entropy=entropy, mean_logits=mean, is_top1=first)
