@@ -8,8 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT, launch, losses, run_script
-from test_dpo import pairs_of_orders, written_recipe
-from test_kto import judged_orders
+from test_dpo import COLOURS, pairs_of_orders, written_recipe
 
 METHODS = {
     "dpo": ("dpo", []),
@@ -22,11 +21,34 @@ PAIRED = [name for name in METHODS if name != "kto"]
 PLAIN = ["speed.fused_lora=false", "speed.chunked_loss=false", "speed.padding_free=false"]
 
 
+def routed(count):
+    """Orders answered by how they are sent; by road is preferred for half of the colours, by air for the other half.
+
+    So a base that likes one answer better prefers the right one in about half of the rows.
+    """
+    found = []
+    for pair in pairs_of_orders(count):
+        by_road = json.loads(pair["chosen"][0]["content"])["colour"] in COLOURS[:3]
+        answers = [{"role": "assistant", "content": f"It goes by {way}."} for way in ("road", "air")]
+        found.append(
+            {"prompt": pair["prompt"], "chosen": answers[not by_road :][:1], "rejected": answers[by_road:][:1]}
+        )
+    return found
+
+
+def judged(pairs):
+    """One answer of each pair and whether it is wanted."""
+    return [
+        {"messages": [*pair["prompt"], *pair["rejected" if i % 2 else "chosen"]], "label": i % 2 == 0}
+        for i, pair in enumerate(pairs)
+    ]
+
+
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory):
-    pairs = written_recipe(tmp_path_factory.mktemp("pairs"), pairs_of_orders(400))
-    judged = written_recipe(tmp_path_factory.mktemp("judged"), judged_orders(400))
-    return {name: judged if name == "kto" else pairs for name in METHODS}
+    pairs = written_recipe(tmp_path_factory.mktemp("pairs"), routed(880))
+    single = written_recipe(tmp_path_factory.mktemp("judged"), judged(routed(880)))
+    return {name: single if name == "kto" else pairs for name in METHODS}
 
 
 def trained_with(recipes, name, folder, *words):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 SHARE = "lorasmith_share"  # key of a part's share of the micro-batch that it was cut from
 LIKELIHOOD = "lorasmith_likelihood"  # key of what the likelihood of a micro-batch's preferred answers is divided by
@@ -159,6 +159,39 @@ def judged(trainer: type[Any]) -> type[Any]:
         def batch_rows(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
             """The micro-batch as it is."""
             return [inputs]
+
+        def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            apart = self._told_apart(dataloader)
+            if apart is not None:
+                output.metrics[f"{metric_key_prefix}_rewards/accuracies"] = apart
+            return output
+
+        @torch.no_grad()
+        def _told_apart(self, dataloader: Any) -> float | None:
+            """How often a wanted answer gained more than an unwanted one, over all two of them; trl has no such figure.
+
+            One that gained as much counts half.
+            """
+            gains: list[torch.Tensor] = []
+            labels: list[torch.Tensor] = []
+            model = self.accelerator.unwrap_model(self.model)
+            for batch in dataloader:
+                inputs = self._prepare_inputs(batch)
+                beside = ("label", "completion_mask")
+                asked = {k: v for k, v in inputs.items() if k not in beside and not k.startswith("KL_")}
+                answers = asked["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+                asked |= {"labels": answers, "fused_lm_head": True, "use_cache": False}
+                with self.compute_loss_context_manager():
+                    gain = model(**asked).log_probs.sum(1)
+                    with use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None):
+                        gain -= model(**asked).log_probs.sum(1)
+                verdicts = torch.as_tensor(inputs["label"], device=gain.device)
+                for kept, new in ((gains, gain), (labels, verdicts)):
+                    kept.append(self.accelerator.gather_for_metrics(new.contiguous()))
+            gained, wanted = torch.cat(gains), torch.cat(labels).bool()
+            apart = gained[wanted][:, None] - gained[~wanted][None]
+            return float((0.5 + 0.5 * apart.sign()).mean()) if apart.numel() else None
 
     JudgedTrainer.__name__ = trainer.__name__
     return JudgedTrainer
