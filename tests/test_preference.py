@@ -1,14 +1,13 @@
 """What every training on preferences keeps: levers, halves, two processes, kill and resume, and what it refuses."""
 
 import json
-import math
 import subprocess
 import sys
 import time
 
 import pytest
 from conftest import ROOT, launch, losses, run_script
-from test_dpo import COLOURS, pairs_of_orders, written_recipe
+from test_dpo import pairs_of_orders, written_recipe
 
 METHODS = {
     "dpo": ("dpo", []),
@@ -17,37 +16,46 @@ METHODS = {
     "cpo": ("cpo", []),
     "kto": ("kto", []),
 }
-PAIRED = [name for name in METHODS if name != "kto"]
+# What teaches a preference in a minute or two on a CPU.
+TEACHING = {
+    "dpo": ["trainer.max_steps=100", "trainer.learning_rate=3e-3"],
+    "orpo": ["trainer.max_steps=150", "trainer.learning_rate=3e-3", "trainer.beta=1.0"],
+    "simpo": ["trainer.max_steps=120", "trainer.learning_rate=3e-3"],
+    "cpo": ["trainer.max_steps=150", "trainer.learning_rate=3e-3"],
+    "kto": ["trainer.max_steps=200", "trainer.learning_rate=2e-3", "trainer.beta=0.5"],
+}
+QUICK = ["dpo", "orpo", "kto"]  # the others differ in their loss alone
 PLAIN = ["speed.fused_lora=false", "speed.chunked_loss=false", "speed.padding_free=false"]
 
 
 def routed(count):
-    """Orders answered by how they are sent; by road is preferred for half of the colours, by air for the other half.
+    """Orders answered by how they are sent; by road is preferred for every second colour, by air for the others.
 
     So a base that likes one answer better prefers the right one in about half of the rows.
     """
-    found = []
-    for pair in pairs_of_orders(count):
-        by_road = json.loads(pair["chosen"][0]["content"])["colour"] in COLOURS[:3]
-        answers = [{"role": "assistant", "content": f"It goes by {way}."} for way in ("road", "air")]
-        found.append(
-            {"prompt": pair["prompt"], "chosen": answers[not by_road :][:1], "rejected": answers[by_road:][:1]}
-        )
-    return found
+    pairs = pairs_of_orders(count)
+    colours = [json.loads(pair["chosen"][0]["content"])["colour"] for pair in pairs]
+    by_road = sorted(set(colours))[::2]
+    ways = [{"role": "assistant", "content": f"It goes by {way}."} for way in ("road", "air")]
+    return [
+        {"prompt": pair["prompt"], "chosen": [ways[colour not in by_road]], "rejected": [ways[colour in by_road]]}
+        for pair, colour in zip(pairs, colours, strict=True)
+    ]
 
 
 def judged(pairs):
-    """One answer of each pair and whether it is wanted."""
+    """Both answers of each pair, each with whether it is wanted."""
     return [
-        {"messages": [*pair["prompt"], *pair["rejected" if i % 2 else "chosen"]], "label": i % 2 == 0}
-        for i, pair in enumerate(pairs)
+        {"messages": [*pair["prompt"], *pair[kind]], "label": kind == "chosen"}
+        for pair in pairs
+        for kind in ("chosen", "rejected")
     ]
 
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory):
-    pairs = written_recipe(tmp_path_factory.mktemp("pairs"), routed(880))
-    single = written_recipe(tmp_path_factory.mktemp("judged"), judged(routed(880)))
+    pairs = written_recipe(tmp_path_factory.mktemp("pairs"), routed(480))
+    single = written_recipe(tmp_path_factory.mktemp("judged"), judged(pairs_of_orders(480)))
     return {name: single if name == "kto" else pairs for name in METHODS}
 
 
@@ -61,7 +69,7 @@ def furthest(one, other):
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_levers_change_no_loss(recipes, tmp_path, name):
     short = ["data.eval=null", "trainer.max_steps=4"]
     fast = losses(trained_with(recipes, name, tmp_path / "fast", *short))
@@ -69,7 +77,7 @@ def test_the_levers_change_no_loss(recipes, tmp_path, name):
     assert furthest(fast, plain) < 2e-5
 
 
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", [one for one in QUICK if one != "kto"])
 def test_an_update_in_halves_is_the_same_update(recipes, tmp_path, monkeypatch, name):
     from lorasmith.reliability import guarded
 
@@ -100,13 +108,13 @@ def test_reference_figures_that_are_computed_beforehand_give_the_same_losses(rec
 def test_held_out_pairs_reach_nine_in_ten(recipes, tmp_path, name, quantization):
     began = time.time()
     folder = trained_with(
-        recipes, name, tmp_path / "run", "trainer.max_steps=120", "trainer.logging_steps=40", "trainer.learning_rate=3e-3",
-        f"model.quantization={quantization}", "model.dtype=auto",
+        recipes, name, tmp_path / "run", *TEACHING[name], "trainer.logging_steps=40", f"model.quantization={quantization}",
+        "model.dtype=auto",
     )  # fmt: skip
     metrics = json.loads((folder / "run.json").read_text())["metrics"]
-    if name == "dpo":
-        assert metrics["before"]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert metrics["after"]["eval_rewards/accuracies"] >= 0.9
+    before, after = (metrics[when]["eval_rewards/accuracies"] for when in ("before", "after"))
+    assert before < 0.8, "nothing gained yet, so that dpo's is 0; kto counts a tie half"
+    assert after >= 0.9
     assert time.time() - began < 600, "a minute or two where nothing else runs"
 
 
