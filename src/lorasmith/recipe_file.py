@@ -87,15 +87,15 @@ def rewrite(path: Path, changes: dict[str, str]) -> None:
     the one that names its schema.
     """
     wanted, _ = read_recipe(path, [f"{key}={value}" for key, value in changes.items()])
-    text = path.read_text(encoding="utf-8-sig")
-    for key, value in changes.items():
-        text = _with_line(text, tuple(key.split(".")), value)
+    text = before = path.read_text(encoding="utf-8-sig")
     try:
+        for key, value in changes.items():
+            text = _with_line(text, tuple(key.split(".")), value)
         same = _read_yaml(text, str(path), (), {}) == wanted
     except RecipeError:
         same = False
     if not same:
-        first = [line + "\n" for line in text.splitlines()[:1] if line.startswith(SCHEMA_LINE)]
+        first = [line + "\n" for line in before.splitlines()[:1] if line.startswith(SCHEMA_LINE)]
         text = "".join(first) + yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8")

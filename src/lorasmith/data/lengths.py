@@ -78,7 +78,10 @@ def _head(path: Path, recipe: Recipe, reads: str) -> tuple[list[Any], int, bool]
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / path.name
         part.write_bytes(head)
-        rows = _read(part, recipe, reads)
+        try:
+            rows = _read(part, recipe, reads)
+        except DataError as error:
+            raise DataError(str(error).replace(str(part), str(path))) from None
     return rows, round(len(rows) * size / len(head)), False
 
 
