@@ -47,9 +47,7 @@ gpu-check:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu_check.py
 
 schema: .venv/installed
-	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema(), indent=1))" > recipes/sft.schema.json
-	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema('dpo'), indent=1))" > recipes/dpo.schema.json
-	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema('kto'), indent=1))" > recipes/kto.schema.json
+	$(BIN)/python -c "import json; from pathlib import Path; from lorasmith import recipe, upstream; [Path(f'recipes/{one}.schema.json').write_text(json.dumps(recipe.json_schema(one), indent=1) + '\n') for one in upstream.CONFIGS]"
 	$(BIN)/python -c "import json; from lorasmith.preparation import Preparation; print(json.dumps(Preparation.model_json_schema(), indent=1))" > recipes/prepare.schema.json
 
 reference: .venv/installed

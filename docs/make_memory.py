@@ -4,14 +4,17 @@ python docs/make_memory.py > docs/memory.md
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from lorasmith.memory import facts, machine
+from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import GIB
 from lorasmith.memory.plans import Rows, make_plan, with_length
 from lorasmith.memory.shapes import read_shape
 from lorasmith.recipe import load_recipe
+from lorasmith.recipe_method import method_of
 
 ROOT = Path(__file__).parent.parent
 CARDS = (8, 12, 16, 24)
@@ -33,6 +36,11 @@ autograd keeps of each block, recomputation, attention masks, trl's chunked loss
 itself and 3 % of the dynamic part for fragmentation (the last two are assumed until a GPU has measured them). On a
 CPU what the process already holds is added. Rows are counted with padding: the worst micro-batch holds the longest.
 
+What a method adds (`lorasmith/memory/methods.py` has it in one place): a pair of answers is two sequences, which stay
+in one micro-batch. dpo and kto have a moment more, in which the reference reads the batch while the policy's
+activations are held, and a frozen copy of an adapter that is gone on with. orpo and cpo hold the logits of all
+positions at once, 14 bytes a position and word. reward has one score in the output layer's place.
+
 Speeds come from the last run of the same model and settings on this machine, else from its matrix-product rate
 (`python scripts/doctor.py` measures it), else from 30 % of the card's data sheet, which is assumed.
 """
@@ -41,32 +49,53 @@ Speeds come from the last run of the same model and settings on this machine, el
 def main() -> None:
     print(INTRODUCTION)
     print("## Every shipped recipe against four cards\n")
-    print("Rows of `max_length`, settings chosen by the plan; peak memory of the fastest setting that fits. Predicted,")
-    print("not yet measured on a GPU. One line again: `python scripts/plan.py recipes/sft/NAME.yaml --gpu 8`.\n")
+    print(
+        "Rows of `max_length`, settings chosen by the plan; peak memory of the fastest setting that fits, and rows of a"
+    )
+    print("micro-batch, which are pairs but for sft and kto. Predicted, not yet measured on a GPU. One line again:")
+    print("`python scripts/plan.py recipes/sft/NAME.yaml --gpu 8`.\n")
     print("| recipe | " + " | ".join(f"{gib} GiB card" for gib in CARDS) + " |")
     print("|---|" + "---|" * len(CARDS))
-    for path in [ROOT / "recipes/quickstart.yaml", *sorted((ROOT / "recipes/sft").glob("*.yaml"))]:
+    shipped = [path for method in METHODS for path in sorted((ROOT / "recipes" / method).glob("*.yaml"))]
+    for path in [ROOT / "recipes/quickstart.yaml", *shipped]:
         print(f"| {path.stem} | " + " | ".join(cell(path, gib) for gib in CARDS) + " |")
     print("\n## Predicted against measured\n")
     print(grid("cpu", "Small models of random weights on a CPU: bytes that torch's allocator handed out"))
     print(grid("cuda", "Real shapes with random weights on a GPU: the allocator's peak"))
+    print("## Every method\n")
+    print(every_method(), end="")
 
 
 def cell(path: Path, gib: int) -> str:
     """What a card makes of a recipe."""
-    recipe = load_recipe(path, ["run.micro_batch=auto"])
+    method = method_of(path) or "sft"
+    recipe = load_recipe(path, ["run.micro_batch=auto"], method)
     shape = read_shape(*facts.find_config(recipe.model.name))
     recipe, _ = with_length(recipe, shape.positions)
     length = recipe.trainer["max_length"]
     evaluates = length if recipe.data.eval or recipe.data.eval_fraction else 0
-    plan = make_plan(recipe, shape, Rows([length] * 8, 8, length, length, evaluates, ""), machine.a_card(gib))
+    rows = Rows([length] * 8, 8, length, length, evaluates, "")
+    plan = make_plan(recipe, shape, rows, machine.a_card(gib), method=method)
     if not plan.fits:
         way = f"; {plan.proposals[0].text()}" if plan.proposals else ""
         return f"needs {plan.needed / GIB:.1f}{way}"
     how = plan.setting.checkpointing
     kinds = {"none": "", "all": ", checkpointing", "offload": ", offload"}
     kind = kinds.get(how, f", checkpointing of {how.replace('every', 'one in')}")
-    return f"{plan.needed / GIB:.1f} GiB: {plan.setting.micro_batch} rows{kind}"
+    return f"{plan.needed / GIB:.1f} GiB: {plan.micro_batch} rows{kind}"
+
+
+def every_method() -> str:
+    """The runs of every method as a table."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import preference_memory
+
+    command = "`python benchmarks/preference_memory.py`"
+    what = "One base of random weights, whole runs of each script in a process of its own"
+    if not preference_memory.RESULTS.exists():
+        return f"{what} ({command}): not measured.\n"
+    report = json.loads(preference_memory.RESULTS.read_text())
+    return f"{what} ({command}, {report['machine']}).\n\n{preference_memory.table(report)}"
 
 
 def grid(device: str, what: str) -> str:

@@ -2,7 +2,8 @@
 
     python scripts/plan.py RECIPE [section.key=value ...] [--gpu 8|12|16|24|80|auto|cpu] [--gpus 2x24] [--max] [--write]
 
---write changes the recipe, by the first of the ways shown, into one that fits. Exit code 3 when it does not fit.
+The recipe's first line says which script it is for, or --method does. --write changes the recipe, by the first of the
+ways shown, into one that fits. Exit code 3 when it does not fit.
 """
 
 import argparse
@@ -10,30 +11,32 @@ import re
 from pathlib import Path
 
 from lorasmith.console import say
-from lorasmith.errors import LorasmithError
+from lorasmith.errors import LorasmithError, RecipeError
 from lorasmith.memory import facts, machine, sheet
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.plans import make_plan, with_length
 from lorasmith.memory.shapes import read_shape
-from lorasmith.recipe import load_recipe
+from lorasmith.recipe import Recipe, load_recipe
 from lorasmith.recipe_file import rewrite
+from lorasmith.recipe_method import method_of, methods_taking
 from lorasmith.runs.ending import quiet, run_script
+from lorasmith.upstream import CONFIGS
 
 
 def main() -> None:
     arguments = parse_arguments()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe, method = read(arguments)
     quiet()
     from lorasmith.data.lengths import sampled_rows
 
     target, processes = wanted_machine(arguments)
     shape = read_shape(*facts.find_config(recipe.model.name, recipe.model.revision))
     recipe, _ = with_length(recipe, shape.positions)
-    rows = sampled_rows(recipe)
-    plan = make_plan(recipe, shape, rows, target, processes)
+    rows = sampled_rows(recipe, method)
+    plan = make_plan(recipe, shape, rows, target, processes, method)
     for line in [*sheet.table(plan), "", *plan.lines(), *(sheet.limits(plan) if arguments.max else [])]:
         say(line)
-    command = " ".join(["scripts/sft.py", str(arguments.recipe), *arguments.overrides])
+    command = " ".join([f"scripts/{method}.py", str(arguments.recipe), *arguments.overrides])
     if plan.fits:
         say(f"next: accelerate launch {command}")
         return
@@ -43,9 +46,25 @@ def main() -> None:
         raise plan.error()
     changes = dict(override.split("=", 1) for override in arguments.overrides) | plan.proposals[0].texts()
     rewrite(arguments.recipe, changes)
-    load_recipe(arguments.recipe, [])
+    load_recipe(arguments.recipe, [], method)
     say(f"written to {arguments.recipe}: {plan.proposals[0].text()}")
-    say(f"next: python scripts/plan.py {arguments.recipe}")
+    said = f" --method {method}" if arguments.method else ""
+    say(f"next: python scripts/plan.py {arguments.recipe}{said}")
+
+
+def read(arguments: argparse.Namespace) -> tuple[Recipe, str]:
+    """The recipe, and the training script that it is for."""
+    path, overrides = arguments.recipe, arguments.overrides
+    named = arguments.method or method_of(path)
+    method = named or "sft"
+    try:
+        return load_recipe(path, overrides, method), method
+    except RecipeError as error:
+        others = [] if named else methods_taking(path, overrides)
+        if not others:
+            raise
+        ways = " or ".join(f"--method {one}" for one in others)
+        raise RecipeError(f"{error} It is no recipe of sft.py; say whose: {ways}.") from None
 
 
 def wanted_machine(arguments: argparse.Namespace) -> tuple[Machine, int]:
@@ -70,6 +89,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
+    parser.add_argument(
+        "--method", choices=tuple(CONFIGS), help="the training script; default: as the recipe says, sft"
+    )
     parser.add_argument("--gpu", default="auto", help="GiB of the card; auto: this machine's GPU or CPU; cpu")
     parser.add_argument("--gpus", metavar="NxGIB", help="several cards under DDP, such as 2x24")
     parser.add_argument("--max", action="store_true", help="the largest model, row and micro-batch for this machine")

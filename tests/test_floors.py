@@ -20,6 +20,7 @@ FLOORS = {
     "upstream": 1,
     "recipe_file": 1,
     "recipe_checks": 1,
+    "recipe_method": 1,
     "recipe_sections": 1,
     "preparation": 1,
     "templates": 0,

@@ -10,13 +10,20 @@ from conftest import ROOT, launch, load_benchmark
 
 from lorasmith.errors import FitError, ModelError
 from lorasmith.memory import facts, fit, machine
+from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import GIB, Setting, base_bytes, plan_memory
 from lorasmith.memory.plans import Rows, make_plan, with_length
 from lorasmith.memory.shapes import KNOWN, UnknownArchitectureError, read_shape
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_file import read_recipe, rewrite
+from lorasmith.recipe_method import method_of
 
-RECIPES = [ROOT / "recipes/quickstart.yaml", *sorted((ROOT / "recipes/sft").glob("*.yaml"))]
+RECIPES = [
+    ROOT / "recipes/quickstart.yaml",
+    *(path for one in METHODS for path in sorted((ROOT / "recipes" / one).glob("*.yaml"))),
+]
+SFT_RECIPES = [path for path in RECIPES if path.parent.name in ("recipes", "sft")]
+ONE_OF_EACH = {path.parent: path for path in RECIPES if path not in SFT_RECIPES}.values()  # other method
 SMALL = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 320,
     "max_position_embeddings": 128,
@@ -88,7 +95,7 @@ def test_the_facts_add_up_to_the_published_numbers_of_parameters():
 
 def test_every_shipped_recipe_names_a_model_of_the_facts():
     for path in RECIPES:
-        name = load_recipe(path, []).model.name
+        name = load_recipe(path, [], method_of(path)).model.name
         assert name in facts.known_models() or (ROOT / name).is_dir()
 
 
@@ -174,8 +181,8 @@ def test_checkpointing_and_4_bit_never_plan_more(device):
             assert min(size["none", recompute], size["int8", recompute]) >= size["nf4", recompute], name
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_planned_without_torch(path):
+@pytest.mark.parametrize("path", [*SFT_RECIPES, *ONE_OF_EACH], ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_planned_without_torch(path):
     code = (
         "import runpy, sys; sys.argv = ['plan.py', sys.argv[1], '--gpu', '16', '--max'];"
         "\ntry: runpy.run_path('scripts/plan.py', run_name='__main__')"
@@ -192,10 +199,12 @@ def test_every_shipped_recipe_is_planned_without_torch(path):
 def test_a_recipe_fits_the_card_that_it_is_named_for(gib):
     for path in RECIPES:
         if path.stem.endswith(f"-{gib}gb"):
-            recipe = load_recipe(path, [])
+            method = method_of(path)
+            recipe = load_recipe(path, [], method)
             shape = read_shape(*facts.find_config(recipe.model.name))
             recipe, _ = with_length(recipe, shape.positions)
-            assert make_plan(recipe, shape, rows(recipe.trainer["max_length"]), machine.a_card(gib)).fits, path
+            longest = rows(recipe.trainer["max_length"])
+            assert make_plan(recipe, shape, longest, machine.a_card(gib), method=method).fits, path
 
 
 def test_what_does_not_fit_is_told_with_the_changes_that_mend_it():

@@ -11,6 +11,7 @@ from conftest import ROOT, launch
 from lorasmith.errors import RecipeError
 from lorasmith.recipe import json_schema, load_recipe
 from lorasmith.recipe_sections import recipe_text
+from lorasmith.upstream import CONFIGS
 
 GOOD = """\
 model:
@@ -290,7 +291,7 @@ def test_a_missing_recipe_says_where_recipes_are():
     assert done.stderr == "error: recipes/nope.yaml: no such recipe. Recipes to start from are in recipes/.\n"
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize("method", CONFIGS)
 def test_the_schema_in_the_repository_is_current(method):
     stored = json.loads(Path(f"recipes/{method}.schema.json").read_text())
     assert stored == json_schema(method), "run: make schema"
@@ -301,7 +302,7 @@ def test_every_recipe_points_editors_to_the_schema():
         first = path.read_text().splitlines()[0]
         prefix = "# yaml-language-server: $schema="
         assert first.startswith(prefix), path
-        kind = "prepare" if path.parent.name == "prepare" else "sft"
+        kind = "sft" if path.parent.name == "recipes" else path.parent.name
         assert (path.parent / first.removeprefix(prefix)).resolve() == Path(f"recipes/{kind}.schema.json").resolve()
 
 

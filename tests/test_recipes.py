@@ -4,37 +4,71 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, launch, losses, run_script, write_rows
 
 from lorasmith.recipe import load_recipe
+from lorasmith.recipe_method import method_of
+from lorasmith.upstream import CONFIGS
 
 EVERY = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml"))
 RECIPES = [path for path in EVERY if path.parent.name != "prepare"]  # those are run by test_prepare.py
-REAL = [path for path in RECIPES if path.parent.name == "sft"]
+REAL = [path for path in RECIPES if path.parent.name in CONFIGS]
+LABELS = {"sft": (), "cpo": ("simpo",)}  # in a name, where not the method
 
 
-def test_there_are_recipes_for_four_families():
+def loaded(path):
+    """A recipe as its own script reads it."""
+    return load_recipe(path, [], method_of(path))
+
+
+def needs_its_script(path):
+    """Skip where the script that a recipe is for is missing."""
+    if not (ROOT / f"scripts/{method_of(path)}.py").exists():
+        pytest.skip(f"scripts/{method_of(path)}.py is missing")
+
+
+def rows_for(path, folder):
+    """Rows of the kind that a recipe trains on: the quickstart's, or made of them."""
+    from test_dpo import pairs_of_orders
+    from test_kto import judged_orders
+
+    method = method_of(path)
+    if method == "sft":
+        return ROOT / "quickstart/data/train.jsonl"
+    return write_rows(folder / "rows.jsonl", *(judged_orders if method == "kto" else pairs_of_orders)(96))
+
+
+def run(path, *words):
+    return run_script(method_of(path), path, *words)
+
+
+def test_there_are_recipes_for_four_families_and_every_method():
     names = " ".join(path.stem for path in REAL)
     assert all(family in names for family in ("qwen", "llama", "gemma", "smollm"))
     assert len(REAL) >= 6
+    assert {path.parent.name for path in REAL} == set(CONFIGS)
+    assert len({load_recipe(path, [], method_of(path)).output_dir for path in RECIPES}) == len(RECIPES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_a_shipped_recipe_loads(path):
-    recipe = load_recipe(path, [])
+    recipe = loaded(path)
     assert Path(recipe.output_dir).name == path.stem
-    assert f"scripts/sft.py {path}" in path.read_text()
+    assert f"scripts/{method_of(path)}.py {path}" in path.read_text()
+    if path in REAL:
+        assert method_of(path) == path.parent.name
 
 
 @pytest.mark.parametrize("path", REAL, ids=str)
 def test_a_recipes_name_says_what_it_holds(path):
-    recipe = load_recipe(path, [])
+    recipe = loaded(path)
     parts = path.stem.split("-")
     assert parts[0] in recipe.model.name.lower()
     assert ("qlora" in parts) <= (recipe.model.quantization == "nf4")
     assert ("int8" in parts) == (recipe.model.quantization == "int8")
     assert ("dora" in parts) == (recipe.adapter.method == "dora")
     assert parts[-1].endswith("gb")
+    assert all(label in parts for label in LABELS.get(path.parent.name, (path.parent.name,)))
     assert "# Measured: not yet." in path.read_text()
 
 
@@ -42,13 +76,14 @@ def test_a_recipes_name_says_what_it_holds(path):
 def test_a_recipe_names_the_source_of_its_learning_rate(path):
     text = path.read_text()
     [(rate, source)] = re.findall(r"^# Learning rate (\S+): (.+)$", text, re.MULTILINE)
-    assert float(rate) == load_recipe(path, []).trainer["learning_rate"]
-    assert re.search(r"arXiv \d|a sweep of|whose sweeps|NVlabs/DoRA", source)
-    assert load_recipe(path, []).adapter.alpha == 32
-    assert load_recipe(path, []).run.effective_batch < 32
+    recipe = loaded(path)
+    assert float(rate) == recipe.trainer["learning_rate"]
+    assert re.search(r"arXiv \d|a sweep of|whose sweeps|NVlabs/DoRA|princeton-nlp/SimPO", source)
+    assert recipe.adapter.alpha == 32
+    assert recipe.run.effective_batch < 32
 
 
-@pytest.mark.parametrize("path", REAL[:1], ids=str)
+@pytest.mark.parametrize("path", [path for path in REAL if path.parent.name == "sft"][:1], ids=str)
 def test_a_real_recipe_is_dry_run_as_far_as_it_goes_offline(path):
     done = launch("scripts/sft.py", path, "--dry-run", "data.train=quickstart/data/train.jsonl")
     assert done.returncode == 0, done.stderr
@@ -60,9 +95,8 @@ def test_a_real_recipe_is_dry_run_as_far_as_it_goes_offline(path):
 @pytest.mark.parametrize("path", REAL, ids=str)
 def test_a_real_recipe_is_whole_but_for_its_model(path, tmp_path):
     """The same recipe over a model that is here, through the whole dry run, trl's config included."""
-    from conftest import sft
-
-    sft(path, "--dry-run", "data.train=quickstart/data/train.jsonl", "model.name=quickstart/base", "trainer.max_length=512",
+    needs_its_script(path)
+    run(path, "--dry-run", f"data.train={rows_for(path, tmp_path)}", "model.name=quickstart/base", "trainer.max_length=512",
         f"output_dir={tmp_path / 'run'}")  # fmt: skip
     assert not (tmp_path / "run").exists()
 
@@ -70,11 +104,10 @@ def test_a_real_recipe_is_whole_but_for_its_model(path, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", REAL, ids=str)
 def test_a_real_recipe_trains_its_architecture_in_small(path, tmp_path, small_model):
-    from conftest import losses, sft
-
+    needs_its_script(path)
     kind = {"qwen3": "qwen3", "llama": "llama", "gemma": "gemma3_text", "smollm2": "llama", "smollm3": "smollm3"}
     base = small_model(kind[path.stem.split("-")[0]])
-    folder = sft(path, "data.train=quickstart/data/train.jsonl", f"model.name={base}", "trainer.max_length=512",
+    folder = run(path, f"data.train={rows_for(path, tmp_path)}", f"model.name={base}", "trainer.max_length=512",
                  "trainer.max_steps=8", "trainer.logging_steps=1", "trainer.learning_rate=1e-2", "trainer.warmup_steps=0",
                  "run.effective_batch=4", f"output_dir={tmp_path / 'run'}")  # fmt: skip
     assert losses(folder)[-1] < losses(folder)[0]

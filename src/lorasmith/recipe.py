@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from lorasmith import limits, upstream
 from lorasmith.errors import RecipeError
-from lorasmith.recipe_checks import OWNED, check_keys, check_losses, check_order, place_of
+from lorasmith.recipe_checks import OWNED, check_keys, check_losses, check_offload, check_order, place_of
 from lorasmith.recipe_file import Places, read_recipe, show
 from lorasmith.recipe_sections import Name, Section, Sources, validated, weighted
 from lorasmith.templates import TEMPLATE_TOKENS
@@ -188,11 +188,12 @@ def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe
     """
     values, places = read_recipe(path, overrides)
     recipe = validated(Recipe, values, places)
-    check_keys("trainer", recipe.trainer, upstream.trainer_fields(method), OWNED, places)
+    check_keys("trainer", recipe.trainer, upstream.trainer_fields(method), OWNED, places, method)
+    check_offload(method, recipe.run, places)
     if method == "dpo" and "loss_type" in recipe.trainer:
         check_losses(recipe.trainer["loss_type"], places)
     if method == "kto":
-        check_order(recipe.trainer, recipe.run.micro_batch, places)
+        check_order(recipe.trainer, recipe.run, places)
     _check_adapter(recipe.adapter, places)
     _check_together(recipe, places)
     return recipe

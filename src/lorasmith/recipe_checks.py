@@ -4,6 +4,7 @@ import difflib
 import math
 from typing import Any
 
+from lorasmith import upstream
 from lorasmith.errors import RecipeError
 from lorasmith.recipe_file import Key, Places, show
 from lorasmith.upstream import Field
@@ -83,7 +84,7 @@ def check_losses(wanted: Any, places: Places) -> None:
             )
 
 
-def check_order(trainer: dict[str, Any], micro_batch: Any, places: Places) -> None:
+def check_order(trainer: dict[str, Any], run: Any, places: Places) -> None:
     """Check what kto.py needs of its batches, since trl makes its estimate of a whole micro-batch in the rows' order.
 
     Raises:
@@ -91,14 +92,29 @@ def check_order(trainer: dict[str, Any], micro_batch: Any, places: Places) -> No
     """
     if trainer.get("loss_type", "kto") != "kto":
         return
-    if micro_batch == 1:
-        place = place_of(places, ("run", "micro_batch"))
-        raise RecipeError(f"{place}: run.micro_batch is `1`; kto compares the rows of a micro-batch. Set 2 or more.")
+    for key in ("effective_batch", "micro_batch"):
+        if getattr(run, key) == 1:
+            place = place_of(places, ("run", key))
+            raise RecipeError(f"{place}: run.{key} is `1`; kto compares the rows of a micro-batch. Set 2 or more.")
     if trainer.get("train_sampling_strategy", "sequential") != "sequential":
         place = place_of(places, ("trainer", "train_sampling_strategy"))
         raise RecipeError(
             f"{place}: trainer.train_sampling_strategy is {show(trainer['train_sampling_strategy'])}; kto needs "
             "sequential. Shuffle the rows before."
+        )
+
+
+def check_offload(method: str, run: Any, places: Places) -> None:
+    """Check that a method whose recipe offloads activations can.
+
+    Raises:
+        RecipeError: If its trl config cannot.
+    """
+    if run.gradient_checkpointing == "offload" and not upstream.offloads(method):
+        place = place_of(places, ("run", "gradient_checkpointing"))
+        raise RecipeError(
+            f"{place}: run.gradient_checkpointing is `offload`, which trl's {upstream.CONFIGS[method][1]} cannot. Use "
+            "auto, true or false."
         )
 
 
@@ -109,22 +125,28 @@ def place_of(places: Places, key: Key) -> str:
     return places.get(key, "command line")
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """The end of an unknown-key message: the nearest known one, or all if there are few."""
+def nearest(word: str, known: list[str], method: str = "sft") -> str:
+    """The end of an unknown-key message: the nearest known one, or all if there are few, or where all stand."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"Did you mean `{close[0]}`?"
-    return f"Known here: {', '.join(known)}." if len(known) <= 12 else "All are in recipes/sft.schema.json."
+    return f"Known here: {', '.join(known)}." if len(known) <= 12 else f"All are in recipes/{method}.schema.json."
 
 
 def check_keys(
-    section: str, values: dict[str, Any], fields: dict[str, Field], owned: dict[str, str], places: Places
+    section: str,
+    values: dict[str, Any],
+    fields: dict[str, Field],
+    owned: dict[str, str],
+    places: Places,
+    method: str = "sft",
 ) -> None:
     """Check a section of upstream keys against the installed config's own fields.
 
     Args:
         section: Dotted name of the section, such as "trainer".
         owned: Keys that are set elsewhere in the recipe, with what to write instead.
+        method: The training script, whose schema is named where no known key is near.
 
     Raises:
         RecipeError: At the first key that is unknown, owned, mistyped or out of range.
@@ -135,7 +157,7 @@ def check_keys(
         if name in owned:
             raise RecipeError(f"{place}: {section}.{name} is not set here. {owned[name]}")
         if name not in fields:
-            raise RecipeError(f"{place}: {section}: unknown key `{name}`. {nearest(name, known)}")
+            raise RecipeError(f"{place}: {section}: unknown key `{name}`. {nearest(name, known, method)}")
         _check_value(f"{section}.{name}", value, fields[name], place)
 
 

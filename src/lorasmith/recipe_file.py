@@ -17,6 +17,8 @@ from lorasmith.errors import RecipeError
 LONGEST = 1 << 20  # bytes of a recipe file
 MOST_VALUES = 10_000
 
+SCHEMA_LINE = "# yaml-language-server: $schema="  # by which editors know a recipe's keys, and we its script
+
 Key = tuple[str, ...]
 Places = dict[Key, str]
 
@@ -70,21 +72,31 @@ def _read_file(path: Path) -> tuple[dict[str, Any], Places]:
     return values, places
 
 
+def schema_named(path: Path) -> str | None:
+    """The schema in a recipe's first line, `dpo` of `# yaml-language-server: $schema=../dpo.schema.json`."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline(LONGEST)
+    named = re.fullmatch(rf"{re.escape(SCHEMA_LINE)}\S*?(\w+)\.schema\.json", first.strip())
+    return named[1] if named else None
+
+
 def rewrite(path: Path, changes: dict[str, str]) -> None:
     """Set `section.key` texts in a recipe file, in place, its comments and order kept.
 
-    A recipe in a form that cannot be edited by lines (flow style, anchors) is written anew, without comments.
+    A recipe in a form that cannot be edited by lines (flow style, anchors) is written anew, without comments but for
+    the one that names its schema.
     """
     wanted, _ = read_recipe(path, [f"{key}={value}" for key, value in changes.items()])
-    text = path.read_text(encoding="utf-8-sig")
-    for key, value in changes.items():
-        text = _with_line(text, tuple(key.split(".")), value)
+    text = before = path.read_text(encoding="utf-8-sig")
     try:
+        for key, value in changes.items():
+            text = _with_line(text, tuple(key.split(".")), value)
         same = _read_yaml(text, str(path), (), {}) == wanted
     except RecipeError:
         same = False
     if not same:
-        text = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        first = [line + "\n" for line in before.splitlines()[:1] if line.startswith(SCHEMA_LINE)]
+        text = "".join(first) + yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

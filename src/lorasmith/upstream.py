@@ -92,6 +92,11 @@ def trainer_fields(method: str) -> dict[str, Field]:
         ) from None
 
 
+def offloads(method: str) -> bool:
+    """Whether the trl config of a training script can keep activations in the computer's memory."""
+    return "activation_offloading" in trainer_fields(method)
+
+
 @functools.cache
 def peft_methods() -> dict[str, str]:
     """PEFT method name in lower case, such as "lora" or "ia3", to the module and class of its config."""

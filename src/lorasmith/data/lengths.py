@@ -4,11 +4,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lorasmith.data.answers import Said
 from lorasmith.data.files import COMPRESSED
 from lorasmith.data.formats import read_rows
+from lorasmith.data.pairs import Judged, Pair, read_judged, read_pairs
 from lorasmith.data.rows import Row
+from lorasmith.errors import DataError
 from lorasmith.hostile import check_template
 from lorasmith.memory.facts import tokenizer_folder
+from lorasmith.memory.methods import METHODS
 from lorasmith.memory.plans import Rows
 from lorasmith.recipe import Recipe
 from lorasmith.templates import CHATML
@@ -19,68 +23,87 @@ BYTES_A_TOKEN = 4  # of English in a vocabulary of 100,000 words, where no token
 ASSUMED_ROWS = 1000  # where no rows are at hand
 
 
-def sampled_rows(recipe: Recipe) -> Rows:
+def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
     """Lengths of the recipe's rows as its tokenizer and template give them, from the first rows of its local files.
 
-    Where the files are not here, every row is taken to be as long as `trainer.max_length`.
+    Where the files are not here, every row is taken to be as long as `trainer.max_length`. A pair's two sequences are
+    two lengths.
+
+    Args:
+        method: The training script, which decides what the rows are.
 
     Raises:
         DataError: If a row that was looked at is broken.
     """
     longest = int(recipe.trainer["max_length"] or 0)
-    found: list[Row] = []
+    reads, sequences = METHODS[method].reads, METHODS[method].sequences
+    found: list[Any] = []
     count, whole = 0, True
     for source, weight in recipe.data.sources:
         path = Path(source)
         if not path.is_file():
             continue
-        rows, all_rows, complete = _head(path, recipe)
+        rows, all_rows, complete = _head(path, recipe, reads)
         found, count, whole = found + rows, count + round(all_rows * weight), whole and complete
     if not found:
         assumed = longest or 1024
         why = f"no rows here; {ASSUMED_ROWS:,} of max_length assumed"
         share = recipe.data.eval is not None or recipe.data.eval_fraction > 0
-        return Rows([assumed] * 8, ASSUMED_ROWS, assumed, assumed, assumed if share else 0, why)
+        return Rows([assumed] * 8, sequences * ASSUMED_ROWS, assumed, assumed, assumed if share else 0, why)
     kept = found[:: max(1, len(found) // LOOKED_AT)][:LOOKED_AT]
-    lengths, supervised, how = _lengths(kept, recipe)
-    cut = [min(one, longest) if longest else one for one in lengths]
+    sizes, how = _sizes(kept, recipe, reads)
+    cut = [min(size, longest) if longest else size for size, _ in sizes]
     complete = whole and len(kept) == len(found)
     top = max(cut) if complete or not longest else longest
     evaluates = top if recipe.data.eval is not None or recipe.data.eval_fraction else 0
-    train = count - round(count * recipe.data.eval_fraction)
+    train = sequences * (count - round(count * recipe.data.eval_fraction))
     looked = "all rows" if complete else f"{len(kept):,} rows looked at, the longest taken as max_length"
-    return Rows(cut, train, top, min(top, max(supervised)), evaluates, f"{looked}, {how}")
+    supervised = min(top, max(trained for _, trained in sizes))
+    prompt = min(top, max(size - trained for size, trained in sizes))
+    return Rows(cut, train, top, supervised, evaluates, f"{looked}, {how}", prompt)
 
 
-def _head(path: Path, recipe: Recipe) -> tuple[list[Row], int, bool]:
+def _head(path: Path, recipe: Recipe, reads: str) -> tuple[list[Any], int, bool]:
     """The first rows of a file, how many rows the whole file has or seems to have, and whether these are all."""
-    section = recipe.data
-    options: dict[str, Any] = {"kind": section.format, "columns": section.columns, "on_bad_row": section.on_bad_row}
     size = path.stat().st_size
     if size <= HEAD_BYTES or path.suffix != ".jsonl" or path.suffix in COMPRESSED:
-        rows = read_rows(str(path), section.subset, section.split, **options).rows
+        rows = _read(path, recipe, reads)
         return rows, len(rows), True
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     head = head[: head.rfind(b"\n") + 1]
     if not head:
-        rows = read_rows(str(path), section.subset, section.split, **options).rows
+        rows = _read(path, recipe, reads)
         return rows, len(rows), True
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / path.name
         part.write_bytes(head)
-        rows = read_rows(str(part), section.subset, section.split, **options).rows
+        try:
+            rows = _read(part, recipe, reads)
+        except DataError as error:
+            raise DataError(str(error).replace(str(part), str(path))) from None
     return rows, round(len(rows) * size / len(head)), False
 
 
-def _lengths(rows: list[Row], recipe: Recipe) -> tuple[list[int], list[int], str]:
-    """Tokens and trained tokens of rows, and how they were counted."""
+def _read(path: Path, recipe: Recipe, reads: str) -> list[Any]:
+    section = recipe.data
+    options: dict[str, Any] = {"columns": section.columns, "on_bad_row": section.on_bad_row}
+    if reads == "rows":
+        return read_rows(str(path), section.subset, section.split, kind=section.format, **options).rows
+    reader = read_pairs if reads == "pairs" else read_judged
+    return list(reader(str(path), section.subset, section.split, **options).rows)
+
+
+def _sizes(rows: list[Any], recipe: Recipe, reads: str) -> tuple[list[tuple[int, int]], str]:
+    """Tokens and trained tokens of each sequence, and how they were counted."""
     folder = tokenizer_folder(recipe.model.name, recipe.model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
-        sizes = [sum(len(part.encode()) for part in _texts(row)) // BYTES_A_TOKEN + 8 for row in rows]
-        return sizes, sizes, f"{BYTES_A_TOKEN} bytes a token, for want of the tokenizer"
+        why = f"{BYTES_A_TOKEN} bytes a token, for want of the tokenizer"
+        return [size for row in rows for size in _sizes_by_bytes(row)], why
     from transformers import PreTrainedTokenizerFast
 
+    from lorasmith.data.judged_tokens import tokenize_judged
+    from lorasmith.data.pair_tokens import tokenize_pairs
     from lorasmith.data.render import tokenize
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -89,9 +112,31 @@ def _lengths(rows: list[Row], recipe: Recipe) -> tuple[list[int], list[int], str
     elif recipe.model.chat_template is not None:
         tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
     check_template(tokenizer, recipe.model.name)
-    tokens = tokenize(tokenizer, rows, recipe.data.train_on, [])
-    return [len(row.input_ids) for row in tokens], [row.supervised for row in tokens], "its own tokenizer"
+    refused: list[str] = []
+    if reads == "pairs":
+        pairs = tokenize_pairs(tokenizer, rows, refused)
+        sizes = [(len(row.input_ids), row.supervised) for pair in pairs for row in pair.rows()]
+    elif reads == "judged":
+        judged, _ = tokenize_judged(tokenizer, rows, None, "error", refused)
+        sizes = [(len(row.prompt) + len(row.completion), len(row.completion)) for row in judged]
+    else:
+        tokens = tokenize(tokenizer, rows, recipe.data.train_on, refused)
+        sizes = [(len(row.input_ids), row.supervised) for row in tokens]
+    if not sizes:
+        raise DataError(refused[0])
+    return sizes, "its own tokenizer"
 
 
-def _texts(row: Row) -> list[str]:
-    return [*(str(message["content"]) for message in row.messages), row.prompt, row.completion, row.text]
+def _sizes_by_bytes(row: Row | Pair | Judged) -> list[tuple[int, int]]:
+    """Tokens of each sequence of a row by its bytes; all may be trained tokens."""
+    if isinstance(row, Row):
+        texts = [[*(str(message["content"]) for message in row.messages), row.prompt, row.completion, row.text]]
+    else:
+        answers = [row.completion] if isinstance(row, Judged) else [row.chosen, row.rejected]
+        texts = [_texts(row.prompt) + _texts(answer) for answer in answers]
+    sizes = [sum(len(text.encode()) for text in parts) // BYTES_A_TOKEN + 8 for parts in texts]
+    return [(size, size) for size in sizes]
+
+
+def _texts(said: Said) -> list[str]:
+    return [said] if isinstance(said, str) else [str(turn.get("content")) for turn in said]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorasmith.memory.methods import SFT, Method
 from lorasmith.memory.peak import Memory, Setting, plan_memory
 from lorasmith.memory.shapes import Shape
 from lorasmith.memory.speed import Rate, tokens_per_second
@@ -52,8 +53,8 @@ class Workload:
     """What is trained, whatever the settings.
 
     Attributes:
-        lengths: Tokens of the rows, or of a sample of them.
-        rows_per_update: On one device.
+        lengths: Tokens of the sequences, or of a sample of them.
+        rows_per_update: Sequences on one device.
         rate: Of the machine.
     """
 
@@ -61,6 +62,17 @@ class Workload:
     lengths: list[int]
     rows_per_update: int
     rate: Rate
+    method: Method = SFT
+
+    def micro_batches(self) -> list[int]:
+        """The sequences of a micro-batch that a search tries, smallest first: whole rows, enough for the method."""
+        together = self.method.sequences
+        sizes = micro_batches(self.rows_per_update)
+        return [size for size in sizes if size % together == 0 and size >= together * self.method.least]
+
+    def checkpointing(self, device: str) -> list[str]:
+        """The ways of checkpointing that a search tries, the plainest first."""
+        return [kind for kind in PLAINEST if kind != "offload" or (device == "cuda" and self.method.offloads)]
 
     def speed(self, setting: Setting) -> float:
         """Tokens/s without padding."""
@@ -135,10 +147,10 @@ def largest(fits: Callable[[int], bool], highest: int) -> int:
 
 def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any], Setting]]:
     """Every combination of changes with its overrides, those with fewer changes first."""
-    smaller = [size for size in reversed(micro_batches(work.rows_per_update)) if size < setting.micro_batch]
-    lighter = list(PLAINEST[PLAINEST.index(setting.checkpointing) + 1 :])
-    if setting.device == "cpu":
-        lighter = [one for one in lighter if one != "offload"]
+    together = work.method.sequences
+    smaller = [size // together for size in reversed(work.micro_batches()) if size < setting.micro_batch]
+    plainer = PLAINEST[: PLAINEST.index(setting.checkpointing) + 1]
+    lighter = [kind for kind in work.checkpointing(setting.device) if kind not in plainer]
     bits = {"none": ["int8", "nf4"], "int8": ["nf4"]}.get(setting.quantization, [])
     eight = [] if "8bit" in setting.optimizer else ["adamw_8bit"]
     ranks = [setting.rank // step for step in (2, 4) if setting.rank // step >= 4]
@@ -154,7 +166,8 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
     combinations = itertools.product(*[[None, *axis] for axis in axes])
     for chosen in sorted(combinations, key=lambda one: sum(step is not None for step in one)):
         overrides = dict(step for step in chosen if step is not None)
-        micro = overrides.get("run.micro_batch", setting.micro_batch)
+        rows = overrides.get("run.micro_batch")
+        micro = setting.micro_batch if rows is None else rows * together
         changes: dict[str, Any] = {"rank": overrides.get("adapter.rank", setting.rank)}
         if "run.gradient_checkpointing" in overrides:
             changes["checkpointing"] = CHECKPOINTING[overrides["run.gradient_checkpointing"]]
@@ -168,6 +181,7 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
                 "longest": cut,
                 "eval_longest": min(cut, setting.eval_longest),
                 "supervised": min(cut, setting.supervised),
+                "mixed": min(2 * cut, setting.mixed),
             }
         yield overrides, with_batch(setting, micro, work.rows_per_update, **changes)
 

@@ -10,6 +10,9 @@ from lorasmith.memory.shapes import Linear, Shape
 
 GIB = 1 << 30
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768  # tile of trl's chunked loss (trl.kernels.chunked_logprob)
+# A position and word of whole logits: their float32, CrossEntropy's copy of the preferred half, and gradients of both;
+# measured on the lines of trl's ORPO and CPO trainers (1.16), whose likelihood of the preferred answer can be off (12).
+WHOLE_LOGITS, WHOLE_LOGITS_SEEN = 14, 8  # bytes, with gradients and without
 LOGIT_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of logits in float32 that speed.chunked_loss makes at once
 CUDA_CONTEXT = GIB // 2  # CUDA's own memory and cuBLAS workspaces, outside of torch's allocator; typical, unmeasured
 FRAGMENTATION = 0.03  # of the dynamic memory, lost between blocks of torch's CUDA allocator; assumed until measured
@@ -41,6 +44,7 @@ class Setting:
         whole: Weights trained whole besides, such as those of a new output layer.
         longest: Tokens of the longest training row.
         supervised: Trained tokens of a row, at most.
+        micro_batch: Rows; a pair counts as two.
         eval_longest: Tokens of the longest evaluation row, 0 without.
         eval_batch: Rows of an evaluation batch; 0: as many as of a training one.
         padded: Whether rows of one batch differ in length, so that attention needs a mask.
@@ -50,7 +54,12 @@ class Setting:
         frozen_below: Blocks below the first that carries the adapter.
         states: Bytes of the computer's memory that their kept output takes (speed.frozen_cache).
         fused: Whether linear layers, MLPs and norms are one step each (speed.fused_lora).
-        chunked_loss: Whether the loss is speed.chunked_loss, else trl's.
+        chunked_loss: Whether the loss is speed.chunked_loss, else `loss`.
+        loss: tiles, logits or score, as `methods.Method` has them.
+        prompts_scored: Whether all tokens of every other row are in the loss, not the trained ones alone.
+        reference: Whether a reference reads the batch too, without gradients.
+        mixed: Tokens of the longest answer behind another row's prompt, where those are read besides; else 0.
+        copied: Whether a frozen copy of the adapter is kept, as the reference.
         checkpointing: none, all, offload (layer inputs in the computer's memory), or every N (of the blocks, one in N).
         processes: Over which gradients are averaged.
     """
@@ -79,6 +88,11 @@ class Setting:
     states: int = 0
     fused: bool = False
     chunked_loss: bool = False
+    loss: str = "tiles"
+    prompts_scored: bool = False
+    reference: bool = False
+    mixed: int = 0
+    copied: bool = False
     checkpointing: str = "none"
     attention: str = "sdpa"
     device: str = "cuda"
@@ -95,6 +109,11 @@ class Setting:
         if not self.flat or self.packed or not self.lengths:
             return self.micro_batch * self.longest
         return sum(min(length, self.longest) for length in self.lengths[: self.micro_batch])
+
+    @property
+    def readings(self) -> int:
+        """Forward passes without gradients for each that is trained."""
+        return self.reference + (1 + self.reference) * bool(self.mixed)
 
     def recomputed(self, layers: int) -> int:
         """Blocks whose activations are computed again."""
@@ -144,7 +163,7 @@ class Memory:
 
 
 def plan_memory(shape: Shape, setting: Setting) -> Memory:
-    """The peak of a run, by part and moment: after loading, in the loss, backward, the update, evaluation, saving."""
+    """The peak of a run, by part and moment: loaded, reference, loss, backward, update, evaluation, save."""
     s = setting
     base = base_bytes(shape, s)
     trained = s.adapter_weights(shape) + s.whole
@@ -154,8 +173,7 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     if s.processes > 1:
         gradients *= 2  # DDP's buckets
     tokens = s.tokens
-    shifted = max(1, tokens - s.micro_batch)  # the last token of a row predicts nothing
-    scored = min(shifted, s.micro_batch * s.supervised) if s.chunked_loss or s.device == "cuda" else shifted
+    scored = scored_tokens(s, tokens)
     kept = kept_bytes(shape, s) * tokens + mask_bytes(shape, s)
     if s.experts:  # peft adds the adapter to a copy of the experts' weights
         kept += 3 * shape.experts * shape.expert_intermediate * shape.hidden * s.itemsize
@@ -166,12 +184,14 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     again = kept if recomputed == shape.layers else 0  # else the last block is kept, and gone before another is redone
     casts = 2 * trained if s.itemsize == 2 and not s.fused else 0  # autocast's copies of the adapter
     held += head_bytes(shape, s, tokens)
-    fixed = {"base": base, "adapter": adapter}
+    fixed = {"base": base, "adapter": adapter} | ({"frozen copy": adapter} if s.copied else {})
     moments = {"loaded": dict(fixed)}
     running = {**fixed, "optimizer": states}
     if s.states and s.device == "cpu" and not recomputed:
         running["kept states"] = s.states
     earlier = gradients if s.accumulation > 1 else 0  # of the micro-batches before
+    if s.reference:
+        moments["reference"] = running | {"gradients": earlier} | reading(shape, s, held + casts, scored)
     moments["loss"] = running | {
         "gradients": earlier,
         "activations": held + casts,
@@ -192,6 +212,32 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     return Memory(moments, s.device)
 
 
+def scored_tokens(s: Setting, tokens: int) -> int:
+    """Positions of so many tokens that go through the output layer."""
+    shifted = max(1, tokens - s.micro_batch)  # the last token of a row predicts nothing
+    if not s.chunked_loss and s.loss != "tiles":
+        return tokens
+    if not s.chunked_loss and s.device != "cuda":
+        return shifted
+    rows = s.micro_batch // 2 if s.prompts_scored else s.micro_batch
+    return min(shifted, rows * (s.supervised + s.prompts_scored * s.longest))
+
+
+def reading(shape: Shape, s: Setting, held: int, scored: int) -> dict[str, int]:
+    """What the reference holds at once of a forward pass, besides what the policy holds for its backward.
+
+    Args:
+        held: Bytes of the policy's activations.
+        scored: Positions in the policy's loss, whose states it keeps a copy of.
+    """
+    tokens = max(s.tokens, s.micro_batch * s.mixed)
+    copied = scored * shape.hidden * s.itemsize * (s.device == "cuda" or s.micro_batch > 1)
+    parts = {"activations": held + copied + tokens * shape.hidden * s.itemsize}
+    block = transient_bytes(shape, s, tokens) + mask_bytes(shape, s)
+    loss = loss_bytes(shape, s, scored_tokens(s, tokens), backward=False)
+    return parts | ({"transient": block} if block > loss else {"loss": loss})
+
+
 def base_bytes(shape: Shape, s: Setting) -> int:
     """The frozen weights."""
     linear = 0.0
@@ -205,7 +251,9 @@ def base_bytes(shape: Shape, s: Setting) -> int:
             blocks = -(-one.weights // 64)
             linear += one.weights / 2 + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
         linear += one.outputs * s.itemsize if one.bias else 0
-    rest = shape.layers * shape.block_other + shape.other + shape.embeddings
+    # A score stands in the output layer's place, untrained beside the one that peft trains.
+    embeddings = (shape.vocab + 1) * shape.hidden if s.loss == "score" else shape.embeddings
+    rest = shape.layers * shape.block_other + shape.other + embeddings
     return int(shape.layers * linear + rest * s.itemsize)
 
 
@@ -287,11 +335,16 @@ def head_bytes(shape: Shape, s: Setting, tokens: int) -> int:
 
 def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> int:
     """The loss: some rows of logits and the hidden states' gradient; trl's: a tile of them with its temporaries."""
+    if s.loss == "score":
+        return scored * shape.hidden * s.itemsize * backward
     if s.chunked_loss and not shape.capped:
         chunks = -(-scored * 4 * shape.vocab // LOGIT_BYTES[s.device])
         rows = min(scored, -(-scored // max(1, chunks)))
         logits = rows * shape.vocab * (4 if s.itemsize == 4 else 8)  # in 16 bit before, in float32, in 16 bit behind
         return logits + scored * shape.hidden * s.itemsize * (2 if backward else 1) + rows * shape.hidden * s.itemsize
+    if s.loss == "logits":
+        each = WHOLE_LOGITS if backward else WHOLE_LOGITS_SEEN
+        return scored * (shape.vocab * each + shape.hidden * s.itemsize * backward)
     rows, words = min(scored, LOSS_TOKENS), min(shape.vocab, LOSS_WORDS)
     tile = rows * LOSS_WORDS * s.itemsize
     states = scored * shape.hidden * (4 + (s.itemsize if s.micro_batch > 1 else 0)) if backward else 0

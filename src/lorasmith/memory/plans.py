@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith import upstream
-from lorasmith.errors import FitError, ModelError
+from lorasmith.errors import FitError, ModelError, RecipeError
 from lorasmith.memory import fit
 from lorasmith.memory.fit import Proposal, Workload
 from lorasmith.memory.machine import Machine
+from lorasmith.memory.methods import METHODS, SFT, Method
 from lorasmith.memory.peak import GIB, Memory, Setting, plan_memory
 from lorasmith.memory.shapes import Shape
 from lorasmith.memory.speed import keep_machine_facts, machine_facts
@@ -22,20 +23,22 @@ SAMPLE = 512  # rows whose lengths stand for all in a plan's arithmetic
 EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
 LONGEST_ROWS = fit.LARGEST_MICRO_BATCH  # whose lengths a plan knows one by one
 PROMPT_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt")  # rows need padding
+STARTED_METHODS = ("pissa", "olora", "loftq")  # whose new adapter is not nothing
 EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Lengths of what is trained on.
+    """Lengths of what is trained on, in sequences, of which a pair has two.
 
     Attributes:
-        lengths: Tokens of each row, or of a sample of them.
-        count: Rows.
+        lengths: Tokens of each, or of a sample of them.
+        count: Sequences.
         longest: Tokens of the longest.
-        supervised: Trained tokens of a row, at most.
-        eval_longest: Tokens of the longest evaluation row, 0 without any.
+        supervised: Trained tokens of one, at most.
+        eval_longest: Tokens of the longest to evaluate on, 0 without any.
         why: Where the lengths come from.
+        prompt: Tokens before the first trained one, at most; 0: not known.
     """
 
     lengths: list[int]
@@ -44,10 +47,11 @@ class Rows:
     supervised: int
     eval_longest: int
     why: str
+    prompt: int = 0
 
     @property
     def mean(self) -> float:
-        """Tokens of a mean row."""
+        """Tokens of a mean sequence."""
         return sum(self.lengths) / max(1, len(self.lengths))
 
 
@@ -59,6 +63,7 @@ class Plan:
         proposals: The smallest changes that make the run fit, when it does not.
         why: Why this micro-batch and this checkpointing.
         notes: What the plan does not know.
+        method: The training script.
     """
 
     recipe: Recipe
@@ -71,6 +76,7 @@ class Plan:
     why: str
     proposals: list[Proposal] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    method: Method = SFT
 
     @property
     def needed(self) -> int:
@@ -89,12 +95,13 @@ class Plan:
         if isinstance(steps, int) and steps > 0:
             return steps
         epochs = float(self.recipe.trainer.get("num_train_epochs", 3))
-        return max(1, round(epochs * -(-self.rows.count // self.recipe.run.effective_batch)))
+        rows = self.rows.count // self.method.sequences
+        return max(1, round(epochs * -(-rows // self.recipe.run.effective_batch)))
 
     @property
     def tokens(self) -> int:
         """Tokens without padding that the whole run trains."""
-        return round(self.updates * self.recipe.run.effective_batch * self.rows.mean)
+        return round(self.updates * self.recipe.run.effective_batch * self.method.sequences * self.rows.mean)
 
     @property
     def seconds(self) -> float:
@@ -115,11 +122,17 @@ class Plan:
         return 4 * weights + saves * 12 * weights + (16 << 20)
 
     @property
+    def micro_batch(self) -> int:
+        """Rows of a micro-batch, as a recipe counts them."""
+        return self.setting.micro_batch // self.method.sequences
+
+    @property
     def kind(self) -> str:
-        """What runs of like speed share: the model and the settings that its speed hangs on."""
+        """What runs of like speed share: the model, the method and the settings that its speed hangs on."""
         one = self.setting
         how = (one.quantization, one.dtype, self.recipe.adapter.method, one.checkpointing, str(one.processes))
-        return "|".join((self.machine.name, self.recipe.model.name, *how))
+        by = () if self.method == SFT else (self.method.name,)
+        return "|".join((self.machine.name, self.recipe.model.name, *how, *by))
 
     def line(self) -> str:
         """The verdict in a sentence."""
@@ -140,7 +153,8 @@ class Plan:
         kinds = {"none": "no checkpointing", "all": "checkpointing", "offload": "checkpointing with offload"}
         how = self.setting.checkpointing
         kind = kinds.get(how, f"checkpointing of {how.replace('every ', 'one block in ')}")
-        return f"  micro-batch {self.setting.micro_batch}, {kind}: {self.why}"
+        pairs = f" ({self.setting.micro_batch} sequences)" if self.method.sequences > 1 else ""
+        return f"  micro-batch {self.micro_batch}{pairs}, {kind}: {self.why}"
 
     def time_line(self) -> str:
         """How long it takes."""
@@ -181,21 +195,29 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, processes: int = 1, together: int = 1
+    recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, processes: int = 1, method: str = "sft"
 ) -> Plan:
     """Plan a run; where the recipe says auto, the fastest setting that fits is chosen.
 
     Args:
         processes: Devices that share the effective batch.
-        together: Sequences that stay in one micro-batch: 2 for pairs. The recipe's batches count sequences too.
+        method: The training script, a key of METHODS.
+
+    Raises:
+        RecipeError: If a device's share of the effective batch is less than the method's smallest micro-batch.
     """
-    per_process = max(1, recipe.run.effective_batch // processes)
-    setting, notes = setting_of(recipe, shape, rows, machine.device, processes)
-    work = Workload(shape, _sample(rows.lengths), per_process, machine.rate)
+    by = METHODS[method]
+    per_process = by.sequences * max(1, recipe.run.effective_batch // processes)
+    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by)
+    work = Workload(shape, _sample(rows.lengths), per_process, machine.rate, by)
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
-    sizes = [size for size in fit.micro_batches(per_process) if size % together == 0] if wanted == "auto" else [wanted]
-    allowed = fit.PLAINEST if machine.device == "cuda" else [kind for kind in fit.PLAINEST if kind != "offload"]
-    kinds = list(allowed) if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
+    sizes = work.micro_batches() if wanted == "auto" else [wanted * by.sequences]
+    if not sizes:
+        raise RecipeError(
+            f"run.effective_batch is `{recipe.run.effective_batch}`; expected {by.least} rows or more for each of "
+            f"{processes} devices, since {method} compares the rows of a micro-batch."
+        )
+    kinds = work.checkpointing(machine.device) if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
     room = machine.budget - machine.base
     found = fit.fastest(work, setting, room, sizes, kinds)
     if found is None:
@@ -203,9 +225,9 @@ def make_plan(
         setting = fit.with_batch(setting, sizes[0], per_process, checkpointing=kinds[-1 if recompute == "auto" else 0])
         memory, speed, why = plan_memory(shape, setting), work.speed(setting), "the least that the recipe allows"
         proposals = fit.smallest_changes(work, setting, room)
-        return Plan(recipe, shape, setting, memory, machine, rows, speed, why, proposals, notes)
+        return Plan(recipe, shape, setting, memory, machine, rows, speed, why, proposals, notes, by)
     setting, memory, speed = found
-    planned = Plan(recipe, shape, setting, memory, machine, rows, speed, "")
+    planned = Plan(recipe, shape, setting, memory, machine, rows, speed, "", method=by)
     measured = machine_facts().get("runs", {}).get(planned.kind)
     why = "as the recipe says" if len(sizes) == len(kinds) == 1 else "the fastest that fits"
     if len(sizes) * len(kinds) > 1 and setting.checkpointing == "none" and len(kinds) > 1:
@@ -213,7 +235,7 @@ def make_plan(
         why += f", {speed / slower:.2f} times as fast as with checkpointing" if slower < speed else ""
     if measured:
         speed, machine = float(measured), replace(machine, rate=replace(machine.rate, why="as measured here before"))
-    return Plan(recipe, shape, setting, memory, machine, rows, speed, why, [], notes)
+    return Plan(recipe, shape, setting, memory, machine, rows, speed, why, [], notes, by)
 
 
 def keep_speed(kind: str, tokens_per_second: float) -> None:
@@ -244,7 +266,7 @@ def with_length(recipe: Recipe, positions: int | None) -> tuple[Recipe, str]:
 
 
 def setting_of(
-    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1
+    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1, by: Method = SFT
 ) -> tuple[Setting, tuple[str, ...]]:
     """What memory depends on, from a recipe, and notes on what the plan does not know."""
     adapter, trainer, notes = recipe.adapter, recipe.trainer, []
@@ -268,18 +290,21 @@ def setting_of(
         whole += (
             shape.vocab * shape.hidden if name in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out") else 0
         )
+    copied = by.reference and (whole > 0 or keeps_copy(recipe))
+    whole += shape.hidden * (by.loss == "score")
     optimizer = str(trainer.get("optim", upstream.trainer_fields("sft")["optim"].default))
     packing = bool(trainer.get("packing"))
     longest = rows.longest
     if packing:
         longest = int(trainer.get("max_length") or longest)
-    per_process = max(1, recipe.run.effective_batch // processes)
-    micro = per_process if recipe.run.micro_batch == "auto" else int(recipe.run.micro_batch)
+    per_process = by.sequences * max(1, recipe.run.effective_batch // processes)
+    micro = per_process if recipe.run.micro_batch == "auto" else by.sequences * int(recipe.run.micro_batch)
     dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
     apart = attention == "sdpa" or attention.startswith("flash_attention")
-    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
-    keeps_states = below > 0 and flat and recipe.speed.frozen_cache and processes == 1
+    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS and not by.padded
+    keeps_states = below > 0 and flat and recipe.speed.frozen_cache and by.frozen_cache and processes == 1
+    mixed = by.mixed and trainer.get("loss_type", "kto") == "kto"
     setting = Setting(
         quantization=recipe.model.quantization,
         dtype=dtype,
@@ -296,7 +321,7 @@ def setting_of(
         whole=whole,
         optimizer=optimizer,
         eval_longest=rows.eval_longest,
-        eval_batch=int(trainer.get("per_device_eval_batch_size", 0)),
+        eval_batch=by.sequences * int(trainer.get("per_device_eval_batch_size", 0)),
         padded=not flat and not packing and len(set(rows.lengths)) > 1,
         packed=packing,
         flat=flat,
@@ -304,13 +329,25 @@ def setting_of(
         frozen_below=below,
         states=round(rows.count * rows.mean * shape.hidden * (4 if dtype == "float32" else 2)) if keeps_states else 0,
         fused=recipe.speed.fused_lora and method in LORA_METHODS and method != "dora" and adapter.dropout == 0,
-        chunked_loss=recipe.speed.chunked_loss and not whole and not shape.experts,  # whose router has a loss too
+        # Experts' router has a loss too.
+        chunked_loss=by.chunked_loss and recipe.speed.chunked_loss and not whole and not shape.experts,
+        loss=by.loss,
+        prompts_scored=by.prompts_scored,
+        reference=by.reference and not trainer.get("precompute_ref_log_probs"),
+        mixed=max(longest, rows.prompt + rows.supervised if rows.prompt else 0) if mixed else 0,
+        copied=copied,
         checkpointing=fit.CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
         attention=attention,
         device=device,
         processes=processes,
     )
     return setting, tuple(notes)
+
+
+def keeps_copy(recipe: Recipe) -> bool:
+    """Whether trl's reference is a frozen copy of the adapter, since the base alone is not where training begins."""
+    adapter = recipe.adapter
+    return adapter.from_ is not None or adapter.method not in LORA_METHODS or adapter.method in STARTED_METHODS
 
 
 def adapts_experts(targets: str | list[str]) -> bool:

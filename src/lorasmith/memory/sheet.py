@@ -20,9 +20,12 @@ def table(plan: Plan) -> list[str]:
     bits = f"{plan.recipe.model.name}, {shape.parameters / 1e6:,.1f}M parameters, {base}"
     across = f"{len(setting.targets)} linear layers of {setting.adapted_layers} blocks"
     weights = setting.adapter_weights(shape)
+    counted = f"{plan.rows.count // plan.method.sequences:,}"
+    if plan.method.sequences > 1:
+        counted += f" pairs, which are {plan.rows.count:,} sequences"
     lines = [
         f"{bits}; {plan.recipe.adapter.method} rank {setting.rank} on {across}, {weights:,} weights",
-        f"rows: {plan.rows.count:,} of {plan.rows.mean:,.0f} tokens, the longest {setting.longest:,} ({plan.rows.why})",
+        f"rows: {counted} of {plan.rows.mean:,.0f} tokens, the longest {setting.longest:,} ({plan.rows.why})",
         f"machine: {plan.machine.count} x {plan.machine.name}"
         + (f", DDP over {setting.processes}" if setting.processes > 1 else ""),
         "",
@@ -53,19 +56,22 @@ def limits(plan: Plan) -> list[str]:
     shape, setting = plan.shape, plan.setting
     recompute = "offload" if setting.checkpointing == "offload" else "all"
     frugal = replace(setting, checkpointing=recompute)
+    pair, least = plan.method.sequences, plan.method.least
 
     def fits_row(tokens: int) -> bool:
-        one = replace(frugal, micro_batch=1, longest=tokens, supervised=tokens, eval_longest=0, padded=False)
+        mixed = tokens if setting.mixed else 0
+        alike = replace(frugal, longest=tokens, supervised=tokens, mixed=mixed, eval_longest=0, padded=False)
+        one = replace(alike, micro_batch=least * pair)
         return plan_memory(shape, one).total <= room
 
     def fits_batch(rows: int) -> bool:
-        return plan_memory(shape, replace(frugal, micro_batch=rows)).total <= room
+        return plan_memory(shape, replace(frugal, micro_batch=rows * pair)).total <= room
 
     row = fit.largest(fits_row, min(LONGEST_ROW, shape.positions or LONGEST_ROW))
     batch = fit.largest(fits_batch, 4096)
     bound = ", all that the model has" if row == shape.positions else ""
     how = "with checkpointing and otherwise as planned"
-    lines = [f"at most, {how}:", f"  longest row at micro-batch 1: {row:,} tokens{bound}"]
+    lines = [f"at most, {how}:", f"  longest row at micro-batch {least}: {row:,} tokens{bound}"]
     lines.append(f"  micro-batch at rows of {setting.longest:,} tokens: {batch:,}")
     family, members = facts.family_of(plan.recipe.model.name, shape.kind)
     for bits in dict.fromkeys((setting.quantization, "nf4")):
@@ -74,11 +80,10 @@ def limits(plan: Plan) -> list[str]:
             other = read_shape(facts.known_models()[member])
             targets = other.targets(plan.recipe.adapter.target_modules)
             length = min(setting.longest, other.positions or setting.longest)
-            one = replace(
-                frugal, targets=targets, adapted_layers=other.layers, quantization=bits, micro_batch=1, longest=length
-            )
+            sized = replace(frugal, targets=targets, adapted_layers=other.layers, longest=length)
+            one = replace(sized, quantization=bits, micro_batch=least * pair)
             if plan_memory(other, one).total <= room:
                 best = f"{member} ({other.parameters / 1e9:.2f}B)"
         if members:
-            lines.append(f"  largest {family} at {bits}, micro-batch 1: {best or 'none of those known here'}")
+            lines.append(f"  largest {family} at {bits}, micro-batch {least}: {best or 'none of those known here'}")
     return lines

@@ -112,18 +112,19 @@ def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervis
     """
     linear = 2.0 * shape.used_weights
     only_trained = setting.chunked_loss or setting.device == "cuda"
-    head = 2.0 * shape.vocab * shape.hidden * (supervised if only_trained else 1.0)
+    head = 2.0 * shape.vocab * shape.hidden * (supervised if only_trained else 1.0) * (setting.loss != "score")
     attention = 2.0 * mean_length * shape.layers * shape.heads * shape.head_dim
     adapter = 2.0 * setting.adapter_weights(shape)
     forward = linear + attention + adapter
     # trl's loss projects once forward and twice backward; frozen weights need no gradient of their own.
     total = forward + linear + 2 * attention + 2 * adapter + (2 if setting.chunked_loss else 3) * head
+    total += setting.readings * (linear + attention + head)
     return total + forward * setting.recomputed(shape.layers) / shape.layers
 
 
 def micro_batch_seconds(shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float) -> float:
     """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, and the blocks' overhead."""
-    passes = 2 + setting.recomputed(shape.layers) / shape.layers
+    passes = 2 + setting.readings + setting.recomputed(shape.layers) / shape.layers
     seconds = tokens * flops_per_token(shape, setting, mean_length) / rate.flops
     if setting.quantization in ("nf4", "fp4"):
         seconds += passes * DEQUANTIZED_BYTES * shape.layers * shape.block_weights / rate.bytes

@@ -10,12 +10,13 @@ from lorasmith.errors import ModelError
 from lorasmith.hardware import Hardware
 from lorasmith.memory import fit, machine, speed
 from lorasmith.memory.machine import Machine
+from lorasmith.memory.methods import METHODS, Method
 from lorasmith.memory.plans import Plan, Rows, make_plan
 from lorasmith.memory.shapes import UnknownArchitectureError, read_shape
 from lorasmith.recipe import Recipe
 from lorasmith.runs.settings import world_size
 
-LARGEST_UNPLANNED = 8  # rows of a micro-batch where there is no plan
+LARGEST_UNPLANNED = 8  # sequences of a micro-batch where there is no plan
 
 
 def plan_run(
@@ -24,16 +25,14 @@ def plan_run(
     device: Hardware,
     prepared: Prepared,
     earlier: dict[str, Any],
-    together: int = 1,
-    padded: bool = False,
+    method: str = "sft",
 ) -> tuple[Recipe, dict[str, str], Plan | None]:
     """The recipe with its micro-batch and checkpointing settled, the reasons, and the plan, which is said.
 
     Args:
         config: The base model's configuration.
         earlier: run.json of this very recipe in its output folder, whose choices are kept; or empty.
-        together: Sequences that a row of the recipe's batches is: 2 for a pair of answers.
-        padded: Whether rows are padded whatever the recipe says.
+        method: The training script, a key of METHODS.
 
     Raises:
         ModelError: If the recipe asks for what this device cannot do.
@@ -48,24 +47,16 @@ def plan_run(
         shape = read_shape(config, recipe.model.name)
     except UnknownArchitectureError as error:
         say(f"plan: not made. {error}")
-        return _settled(recipe, _unplanned(recipe), recipe.run.gradient_checkpointing is True), {}, None
-    asked = _in_sequences(recipe, together, padded or together > 1)
-    plan = make_plan(asked, shape, rows_of(prepared), machine_of(device), world_size(), together)
+        micro = _unplanned(recipe, METHODS[method])
+        return _settled(recipe, micro, recipe.run.gradient_checkpointing is True), {}, None
+    plan = make_plan(recipe, shape, rows_of(prepared), machine_of(device), world_size(), method)
     for line in plan.lines():
         say(line)
     if not plan.fits:
         raise plan.error()
     recompute = fit.IN_RECIPE[plan.setting.checkpointing]
     reasons = {"micro_batch": plan.why, "gradient_checkpointing": plan.why}
-    return _settled(recipe, plan.setting.micro_batch // together, recompute), reasons, plan
-
-
-def _in_sequences(recipe: Recipe, together: int, padded: bool) -> Recipe:
-    """The recipe with its batches counted in sequences, as a plan counts them."""
-    micro = recipe.run.micro_batch if recipe.run.micro_batch == "auto" else together * recipe.run.micro_batch
-    run = recipe.run.model_copy(update={"effective_batch": together * recipe.run.effective_batch, "micro_batch": micro})
-    speed = recipe.speed.model_copy(update={"padding_free": False} if padded else {})
-    return recipe.model_copy(update={"run": run, "speed": speed})
+    return _settled(recipe, plan.micro_batch, recompute), reasons, plan
 
 
 def disk_gib(plan: Plan | None) -> float:
@@ -77,7 +68,7 @@ def smallest_change(plan: Plan | None) -> str:
     """What would save most memory at least cost, for a run that does not fit after all; or nothing."""
     if plan is None:
         return ""
-    work = fit.Workload(plan.shape, plan.rows.lengths[:64], plan.setting.micro_batch, plan.machine.rate)
+    work = fit.Workload(plan.shape, plan.rows.lengths[:64], plan.setting.micro_batch, plan.machine.rate, plan.method)
     found = fit.smallest_changes(work, plan.setting, int(0.9 * plan.memory.total), most=1)
     return found[0].text() if found else ""
 
@@ -87,7 +78,8 @@ def rows_of(prepared: Prepared) -> Rows:
     lengths = [len(row.input_ids) for row in prepared.train]
     supervised = max((row.supervised for row in prepared.train), default=0)
     longest = max((len(row.input_ids) for row in prepared.eval), default=0)
-    return Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows")
+    prompt = max((len(row.input_ids) - row.supervised for row in prepared.train), default=0)
+    return Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt)
 
 
 def machine_of(device: Hardware) -> Machine:
@@ -107,8 +99,9 @@ def _settled(recipe: Recipe, micro_batch: int, recompute: bool | int | str) -> R
     return recipe.model_copy(update={"run": run})
 
 
-def _unplanned(recipe: Recipe) -> int:
+def _unplanned(recipe: Recipe, method: Method) -> int:
     if recipe.run.micro_batch != "auto":
         return recipe.run.micro_batch
     sizes = fit.micro_batches(max(1, recipe.run.effective_batch // world_size()))
-    return max(size for size in sizes if size <= LARGEST_UNPLANNED)
+    allowed = [size for size in sizes if size * method.sequences <= LARGEST_UNPLANNED and size >= method.least]
+    return max(allowed, default=sizes[-1])

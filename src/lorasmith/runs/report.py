@@ -84,7 +84,7 @@ def begin(
         (folder / "private").mkdir(parents=True, exist_ok=True)
         run_folder.write_status(folder, None, "training", 0, "")
         run_folder.write_json(folder / "run.json", run)
-        header = "# The resolved recipe of this run; sft.py reruns it.\n"
+        header = f"# The resolved recipe of this run; {method}.py reruns it.\n"
         (folder / "recipe.yaml").write_text(header + recipe_text(recipe), encoding="utf-8")
         write_audit(folder, tokenizer, rows.train, rows.accounts, rows.mask_check)
         golden_ids = json.dumps(template_contract(tokenizer), ensure_ascii=False, indent=1)

@@ -59,7 +59,6 @@ def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") ->
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         "gradient_checkpointing": bool(recipe.run.gradient_checkpointing),
-        "activation_offloading": recipe.run.gradient_checkpointing == "offload",
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": recipe.run.effective_batch // (micro * world_size()),
@@ -71,6 +70,8 @@ def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") ->
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
     }
+    if upstream.offloads(method):
+        arguments["activation_offloading"] = recipe.run.gradient_checkpointing == "offload"
     if recipe.data.eval is not None or recipe.data.eval_fraction:
         # Not trainer.evaluate() before trainer.train(): that marks the model as prepared without wrapping it, and DDP
         # then never averages gradients (seen with transformers 5.23 and accelerate 1.15; tests/test_accelerate.py).

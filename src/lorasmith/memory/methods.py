@@ -1,0 +1,60 @@
+"""How each training method is counted: what a plan must know of it besides the recipe."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lorasmith import upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One training script's way with rows and memory.
+
+    Attributes:
+        name: Of the script, a key of `upstream.CONFIGS`.
+        reads: rows, pairs (a row is two sequences) or judged.
+        least: Rows of the smallest micro-batch.
+        padded: Whether rows are padded whatever speed.padding_free says.
+        loss: tiles: trl's loss over some logits at a time; logits: over all at once; score: one number a sequence.
+        chunked_loss: Whether speed.chunked_loss replaces the tiles.
+        frozen_cache: Whether speed.frozen_cache keeps what frozen blocks give.
+        reference: Whether the reference reads each batch too, without gradients, while the policy's activations are
+            held, and keeps a copy of an adapter that is no new one.
+        mixed: Whether policy and reference read the answers behind other prompts besides, without gradients.
+        prompts_scored: Whether all tokens of the preferred sequence are in the loss, not its answer's alone.
+    """
+
+    name: str
+    reads: Literal["rows", "pairs", "judged"] = "rows"
+    least: int = 1
+    padded: bool = True
+    loss: Literal["tiles", "logits", "score"] = "tiles"
+    chunked_loss: bool = False
+    frozen_cache: bool = False
+    reference: bool = False
+    mixed: bool = False
+    prompts_scored: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a row, which stay in one micro-batch."""
+        return 2 if self.reads == "pairs" else 1
+
+    @property
+    def offloads(self) -> bool:
+        """Whether its trl config can keep activations in the computer's memory."""
+        return upstream.offloads(self.name)
+
+
+SFT = Method("sft", padded=False, chunked_loss=True, frozen_cache=True)
+METHODS = {
+    one.name: one
+    for one in (
+        SFT,
+        Method("dpo", "pairs", reference=True),
+        Method("kto", "judged", least=2, reference=True, mixed=True),
+        Method("orpo", "pairs", loss="logits", prompts_scored=True),
+        Method("cpo", "pairs", loss="logits"),
+        Method("reward", "pairs", loss="score"),
+    )
+}
