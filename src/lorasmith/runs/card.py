@@ -7,6 +7,7 @@ WAYS = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimization (arXiv 2305.18290)",
     "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
+    "reward": "a Bradley-Terry loss on pairs of answers (arXiv 2203.02155)",
 }
 _CARD = """\
 ---
