@@ -62,7 +62,8 @@ def skeleton(base: Path, rows: int, labels: int = 0) -> Skeleton:
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{base}: is quantized already. Merge into the model that it was made from.")
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = kind_of(labels).from_config(config)
+        # In 16 bit peft would round the adapter's matrices to that while it loads them.
+        model: PreTrainedModel = kind_of(labels).from_config(config, dtype=torch.float32)
     if rows > embedding_rows(model):
         model.resize_token_embeddings(rows, mean_resizing=False)
     names = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
