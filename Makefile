@@ -50,6 +50,7 @@ schema: .venv/installed
 	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema(), indent=1))" > recipes/sft.schema.json
 	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema('dpo'), indent=1))" > recipes/dpo.schema.json
 	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema('kto'), indent=1))" > recipes/kto.schema.json
+	$(BIN)/python -c "import json; from lorasmith.recipe import json_schema; print(json.dumps(json_schema('reward'), indent=1))" > recipes/reward.schema.json
 	$(BIN)/python -c "import json; from lorasmith.preparation import Preparation; print(json.dumps(Preparation.model_json_schema(), indent=1))" > recipes/prepare.schema.json
 
 reference: .venv/installed

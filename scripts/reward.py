@@ -27,6 +27,8 @@ def main() -> None:
     if arguments.score is not None:
         score(arguments)
         return
+    if arguments.output or arguments.base or arguments.trust_remote_code:
+        raise LorasmithError("--output, --base and --trust-remote-code go with --score.")
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, "reward")
     quiet(arguments.offline)
@@ -141,7 +143,7 @@ def make_trainer(
 
     from lorasmith import adapters
     from lorasmith.data.prepare_pairs import pairs_as_sequences
-    from lorasmith.preference.trainer import paired
+    from lorasmith.preference.scored import scored
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs.order import with_update_order
     from lorasmith.speed import levers
@@ -154,7 +156,7 @@ def make_trainer(
         say(line)
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):
-        trainer = guarded(with_update_order(paired(RewardTrainer)))(
+        trainer = guarded(with_update_order(scored(RewardTrainer)))(
             model=model,
             args=config,
             data_collator=collator,

@@ -290,7 +290,7 @@ def test_a_missing_recipe_says_where_recipes_are():
     assert done.stderr == "error: recipes/nope.yaml: no such recipe. Recipes to start from are in recipes/.\n"
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "reward"])
 def test_the_schema_in_the_repository_is_current(method):
     stored = json.loads(Path(f"recipes/{method}.schema.json").read_text())
     assert stored == json_schema(method), "run: make schema"
