@@ -56,6 +56,24 @@ def learnt(recipe, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def language_adapter(tmp_path_factory):
+    """A language model's adapter."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(ROOT / BASE, dtype=torch.float32)
+    adapted = get_peft_model(
+        model,
+        LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+    )
+    folder = tmp_path_factory.mktemp("language")
+    adapted.peft_config["default"].base_model_name_or_path = BASE
+    adapted.save_pretrained(folder)
+    return folder
+
+
 def reward(*words) -> Path:
     return run_script("reward", *words)
 
@@ -105,7 +123,7 @@ def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     rows.mkdir()
     made = [
         {"prompt": row["prompt"][0]["content"], "chosen": "\n" + row["chosen"][0]["content"], "rejected": "\n" + row["rejected"][0]["content"]}
-        for row in pairs_of_orders(320)
+        for row in pairs_with_a_hole(320)
     ]  # fmt: skip
     path = write_rows(rows / "train.jsonl", *made)
     ours = losses(
@@ -220,14 +238,14 @@ def test_the_same_answer_scores_the_same_in_every_shape(learnt, rows, tmp_path):
 BAD_TO_SCORE = {
     "no answer": ({"text": "a"}, "no answer; expected one of"),
     "an empty answer": ({"prompt": "a", "completion": " "}, "completion: empty"),
-    "too long": ({"prompt": "a " * 600, "completion": "b"}, "tokens; the model has positions for 512"),
+    "too long": ({"instruction": "a " * 600, "output": "b"}, "tokens; the model has positions for 512"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_TO_SCORE)
 def test_a_row_that_cannot_be_scored_is_one_line(learnt, tmp_path, name):
     row, told = BAD_TO_SCORE[name]
-    path = write_rows(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}, row)
+    path = write_rows(tmp_path / "rows.jsonl", {"instruction": "a", "output": "b"}, row)
     with pytest.raises(DataError, match=told) as caught:
         scored(learnt, path, tmp_path / "out.jsonl")
     assert str(caught.value).startswith(f"{path}:2: ")
@@ -263,7 +281,7 @@ def test_a_merge_that_drifts_is_left_unproven(learnt, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, recipe, trained, tmp_path):
+def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, recipe, language_adapter, tmp_path):
     from lorasmith import models
 
     told = r"is a reward model: it gives scores and no .*Score rows with: python scripts/reward.py"
@@ -274,10 +292,10 @@ def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, rec
     ):
         with pytest.raises(ModelError, match=told):
             run_script(*words)
-    with pytest.raises(ModelError, match=r"a reward model, whose head is whole\. Merge it alone"):
-        run_script("merge", learnt, trained, "--out", tmp_path / "m")
+    with pytest.raises(ModelError, match="a reward model is merged alone, without --weights and --eval"):
+        run_script("merge", learnt, language_adapter, "--out", tmp_path / "m")
     with pytest.raises(ModelError, match=r"no reward model: its head, which scores, is missing"):
-        scored(trained, "quickstart/data/heldout.jsonl", tmp_path / "s.jsonl")
+        scored(language_adapter, "quickstart/data/heldout.jsonl", tmp_path / "s.jsonl")
     with pytest.raises(ModelError, match=r"holds a reward model's or classifier's adapter, and a language model's"):
         run_script("dpo", recipe, f"adapter.from={learnt}", f"output_dir={tmp_path}/run", "trainer.max_steps=1")
     assert models.HEADS[0] == "score"
@@ -294,12 +312,12 @@ def test_a_reward_adapter_goes_on_with_its_head(learnt, recipe, tmp_path):
     assert before["eval_accuracy"] >= 0.9
 
 
-def test_a_language_models_adapter_starts_a_reward_model_with_a_new_head(recipe, trained, tmp_path):
+def test_a_language_models_adapter_starts_a_reward_model_with_a_new_head(recipe, language_adapter, tmp_path):
     folder = reward(
-        recipe, f"adapter.from={trained}", f"output_dir={tmp_path}/run", *FEW, "model.quantization=nf4",
+        recipe, f"adapter.from={language_adapter}", f"output_dir={tmp_path}/run", *FEW, "model.quantization=nf4",
         "trainer.learning_rate=1e-6",
     )  # fmt: skip
-    ours, theirs = (load_file(one / "adapter_model.safetensors") for one in (folder, trained))
+    ours, theirs = (load_file(one / "adapter_model.safetensors") for one in (folder, language_adapter))
     assert ours.keys() - theirs.keys() == {HEAD}
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
@@ -315,7 +333,7 @@ def test_a_head_that_is_lost_or_another_is_refused(learnt, rows, tmp_path):
     tensors = load_file(broken / "adapter_model.safetensors")
     head = tensors.pop(HEAD)
     save_file(tensors, broken / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=f"lacks 1 tensors, such as {HEAD}"):
+    with pytest.raises(ModelError, match=f"lacks {HEAD}"):
         scored(broken, rows, tmp_path / "s.jsonl")
     base = models.load_classifier(Model(name=BASE), "float32", "sdpa", "cpu", 0)
     model = adapters.load_adapter(base, learnt)
@@ -355,7 +373,7 @@ def test_a_head_is_float32_never_quantized_and_the_same_for_the_same_seed(quanti
     ],
 )
 def test_the_head_is_kept_by_conversions_new_tokens_and_sixteen_bit(recipe, rows, tmp_path, words):
-    folder = reward(recipe, f"output_dir={tmp_path}/run", *FEW, *words)
+    folder = reward(recipe, f"output_dir={tmp_path}/run", *FEW, "trainer.max_steps=2", *words)
     assert HEAD in load_file(folder / "adapter_model.safetensors")
     assert len(scored(folder, rows, tmp_path / "s.jsonl")) == 24
 
@@ -370,16 +388,11 @@ def test_every_method_keeps_the_head(recipe, rows, tmp_path, method):
 
 
 def test_a_method_that_trains_no_head_is_refused(recipe, tmp_path):
-    with pytest.raises(ModelError, match=r"adapter\.method `prompt_tuning` cannot train a head beside it"):
-        reward(
-            recipe,
-            f"output_dir={tmp_path}/run",
-            *FEW,
-            "adapter.method=prompt_tuning",
-            "adapter.options={num_virtual_tokens: 4}",
-        )
+    with pytest.raises(ModelError, match=r"adapter\.method `prefix_tuning` cannot train a head beside it"):
+        reward(recipe, f"output_dir={tmp_path}/run", *FEW, "adapter.method=prefix_tuning")
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_pairs_train_unedited(recipe, tmp_path):
     folder = reward(

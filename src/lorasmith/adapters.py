@@ -244,7 +244,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
             raise ModelError(f"{folder}: adapter_config.json's target_modules takes over {passed}; do not trust it.")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except KeyError as error:  # peft looks modules up that are saved whole
+        raise ModelError(f"{folder}: adapter_model.safetensors lacks {error.args[0]}. Fetch it again.") from error
+    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
     assert isinstance(adapted, PeftModel)
     _check_keys(adapted, folder)
@@ -340,14 +342,15 @@ def _beside_new_head(model: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         adapted = get_peft_model(model, config)
         tensors = load_file(folder / "adapter_model.safetensors")
-        peft.set_peft_model_state_dict(adapted, tensors)
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        heads = {key: expected[key] for key in expected if any(f".{head}." in key for head in HEADS)}
+        peft.set_peft_model_state_dict(adapted, heads | tensors)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, SafetensorError) as error:
         raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    missing = {key for key in expected - set(tensors) if not any(f".{head}." in key for head in HEADS)}
-    if missing or set(tensors) - expected:
+    other = expected.keys() - heads.keys() ^ tensors.keys()
+    if other:
         raise ModelError(
-            f"{folder}: trains {min(missing | (set(tensors) - expected))}, which a reward model does not share with a "
+            f"{folder}: trains {min(other)}, which a reward model does not share with a "
             "language model. Give adapter.from an adapter of inner layers alone."
         )
     assert isinstance(adapted, PeftModel)
