@@ -282,7 +282,7 @@ def test_a_merge_that_drifts_is_left_unproven(learnt, tmp_path):
 
 
 def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, recipe, language_adapter, tmp_path):
-    from lorasmith import models
+    from lorasmith import adapters, models
 
     told = r"is a reward model: it gives scores and no .*Score rows with: python scripts/reward.py"
     for words in (
@@ -298,7 +298,7 @@ def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, rec
         scored(language_adapter, "quickstart/data/heldout.jsonl", tmp_path / "s.jsonl")
     with pytest.raises(ModelError, match=r"holds a reward model's or classifier's adapter, and a language model's"):
         run_script("dpo", recipe, f"adapter.from={learnt}", f"output_dir={tmp_path}/run", "trainer.max_steps=1")
-    assert models.HEADS[0] == "score"
+    assert models.HEADS == adapters.HEADS
 
 
 def test_a_reward_adapter_goes_on_with_its_head(learnt, recipe, tmp_path):

@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from transformers import PreTrainedTokenizerBase
@@ -20,13 +20,21 @@ from lorasmith.export.engines import Engine, listed
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import JOURNAL
 from lorasmith.export.proof import STAND_INS, Drift, GoldenRow, Reference, drift, side_by_side
-from lorasmith.export.score_proof import ScoreDrift
 from lorasmith.hardware import find_hardware
 from lorasmith.limits import LIMITS, Limits, ScoreLimits
 from lorasmith.runs import folder as run_folder
 from lorasmith.runs.opening import UNPROVEN, Opened
 
 PROOF = "proof.json"
+
+
+class Measured(Protocol):
+    """How far an export drifted: a `Drift`, or a `ScoreDrift` of a reward model."""
+
+    @property
+    def cause(self) -> str: ...
+    def beyond(self, limits: Any) -> list[str]: ...
+    def record(self) -> dict[str, Any]: ...
 
 
 def check_memory(size: int) -> None:
@@ -178,7 +186,7 @@ def settle(
     candidate: Path,
     out: Path,
     key: str,
-    found: Drift | ScoreDrift | None,
+    found: Measured | None,
     bounds: Limits | ScoreLimits,
     record: dict[str, Any],
 ) -> None:
@@ -192,7 +200,7 @@ def settle(
     Raises:
         DivergedError: If it is past a limit.
     """
-    problems = found.beyond(bounds) if found else []  # type: ignore[arg-type]  # bounds are of found's own kind
+    problems = found.beyond(bounds) if found else []
     proven = found is not None and not problems
     proof = {"key": key, "proven": proven, "time": run_folder.now(), **record}
     if found:
