@@ -12,7 +12,10 @@ from lorasmith.preparation import Preparation
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import OWNED
 
-SCRIPTS = ("prepare", "sft", "dpo", "kto", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize", "adapter")
+SCRIPTS = (
+    "prepare", "sft", "dpo", "kto", "reward", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize",
+    "adapter",
+)  # fmt: skip
 
 
 def main() -> None:

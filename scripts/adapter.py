@@ -68,7 +68,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise error(f"{arguments.adapter}: {number} finding{'s' * (number > 1)} above; mend or fetch it again.")
     if not arguments.json:
         tell(f"{arguments.adapter} is sound" + ("" if arguments.base else "; its base was not looked at (--base)"))
-        tell(f"next: python scripts/chat.py {arguments.adapter}")
+        tell(use_of(arguments.adapter))
 
 
 def diff(arguments: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def shrink(arguments: argparse.Namespace) -> None:
             made_from |= {"energy_kept": kept, "loss": losses, "metrics": adapter.run.get("metrics")}
             write_json(folder / "run.json", shrunk_run(adapter.run, made, arguments.rank) | {"made_from": made_from})
     tell(f"adapter: {arguments.out}")
-    tell(f"next: python scripts/chat.py {arguments.out}")
+    tell(use_of(arguments.out))
 
 
 def shrunk_run(run: dict[str, Any], made: Any, rank: int) -> dict[str, Any]:
@@ -139,6 +139,9 @@ def losses_of(arguments: argparse.Namespace, adapter: Any, made: Any) -> dict[st
     from lorasmith.export.adapter_folder import write_adapter
     from lorasmith.runs.opening import open_model
 
+    if adapter.config.get("task_type") == "SEQ_CLS":
+        tell("loss: not measured, since a reward model gives scores; compare them with reward.py --score")
+        return None
     golden = arguments.adapter / "private" / "eval_rows.jsonl"
     settings = record_at(adapter.run, "recipe", "data")
     if arguments.data:
@@ -280,6 +283,17 @@ def list_adapters(arguments: argparse.Namespace) -> None:
 def tell(line: str) -> None:
     """Say a line in which somebody else's names may stand."""
     say(plain(line))
+
+
+def use_of(folder: Path) -> str:
+    """The command that an adapter is for."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    is_scorer = config.get("task_type") == "SEQ_CLS"
+    return (
+        f"next: python scripts/reward.py {folder} --score ROWS"
+        if is_scorer
+        else f"next: python scripts/chat.py {folder}"
+    )
 
 
 def say_energy(made: Any) -> float:

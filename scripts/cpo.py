@@ -54,7 +54,7 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier)
     rows = prepare_pairs(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
-    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, together=2)
+    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, "cpo")
     settings.announce_batch(recipe, len(rows.train_pairs))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
         say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")

@@ -27,26 +27,31 @@ def main() -> None:
         raise LorasmithError(f"--weights: {len(weights)} for {len(arguments.adapter)} adapters; give one for each.")
     quiet(arguments.offline)
     with quick_imports():
-        from lorasmith.runs import merging, proving
-        from lorasmith.runs.merged_card import write_merged_card
+        from lorasmith.runs import merging, merging_scores, proving
+        from lorasmith.runs.merged_card import write_merged_card, write_scorer_card
 
     out = Path(arguments.out)
     trust = arguments.trust_remote_code
+    is_scorer = merging_scores.is_scorer(arguments.adapter, weights, arguments.eval)
     source = merging.open_source(
         arguments.adapter, weights, arguments.combine, arguments.density, arguments.base, trust
     )
     if not source.adapters:
         raise ModelError(f"{arguments.adapter[0]}: no adapter here (adapter_config.json is missing).")
-    plans = merging.plans(source, arguments.merge_base, arguments.dtype)
+    plans = merging.plans(source, arguments.merge_base, arguments.dtype, labels=int(is_scorer))
     key = "+".join(plan.key[:16] for plan in plans.values())
-    bounds = proving.limits_for("merged", source.run, arguments.limit)
+    if is_scorer:
+        bounds, ask, measure = merging_scores.limits_for(arguments.limit), merging_scores.ask, merging_scores.measure
+    else:
+        bounds, ask = proving.limits_for("merged", source.run, arguments.limit), merging.ask
+        measure = merging.measure_merged
     if proving.check_target(out, key, arguments.overwrite):
         say(f"{out} holds this very model, proven: it is reused. To merge anew: --overwrite")
         return
 
     if not arguments.no_proof:
-        merging.ask(source, arguments.adapter[0], arguments.base, trust)
-    merged = merging.merge_closest(source, plans, out)
+        ask(source, arguments.adapter[0], arguments.base, trust)
+    merged = merging.merge_closest(source, plans, out, measure)
     record: dict[str, object] = {
         "kind": "merged",
         "adapters": [folder.name for folder, _ in source.adapters],
@@ -59,10 +64,11 @@ def main() -> None:
     if arguments.eval:
         record["fares"] = merging.fares(source, merged.folder, arguments.base, trust)
     folders = [folder for folder, _ in source.adapters]
-    write_merged_card(merged.folder, folders, source.base, record, merged.drift, out.name)
+    write_card = write_scorer_card if is_scorer else write_merged_card
+    write_card(merged.folder, folders, source.base, record, merged.drift, out.name)
     proving.settle(merged.folder, out, key, merged.drift, bounds, record)
     say(f"model: {out}")
-    say(f"next: python scripts/chat.py {out}")
+    say(f"next: python scripts/reward.py {out} --score ROWS" if is_scorer else f"next: python scripts/chat.py {out}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,7 +84,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as the base is stored")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument(
-        "--limit", action="append", default=[], metavar="NAME=VALUE", help="top1, kl or loss of the proof"
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="top1, kl or loss of the proof; of a reward model order or difference",
     )
     parser.add_argument("--eval", action="store_true", help="how each adapter's own rows fare after")
     parser.add_argument("--no-proof", action="store_true", help="leave the model unproven, and marked so")

@@ -25,8 +25,10 @@ def main() -> None:
     with quick_imports():
         from lorasmith.runs import merging, proving, quantizing
         from lorasmith.runs.merged_card import write_merged_card
+        from lorasmith.runs.opening import refuse_scorer
 
     out, trust = Path(arguments.out), arguments.trust_remote_code
+    refuse_scorer(arguments.model, "tokens, by which exports are proven here")
     source = merging.open_source([arguments.model], base=arguments.base, trust_remote_code=trust)
     kinds, left = quantizing.kinds_asked(arguments.to)
     for line in left:

@@ -46,7 +46,7 @@ def sft(*words: Any) -> Path:
 
 
 def run_script(name: str, *words: Any) -> Path:
-    """Run a training script in this process, which saves its imports, and give the run's folder."""
+    """Run a script in this process, which saves its imports, and give the run's folder, if one was asked for."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"scripts/{name}.py")
@@ -59,7 +59,7 @@ def run_script(name: str, *words: Any) -> Path:
         script.main()
     finally:
         sys.argv = before
-    return Path(next(str(word).partition("=")[2] for word in words if str(word).startswith("output_dir=")))
+    return Path(next((str(word).partition("=")[2] for word in words if str(word).startswith("output_dir=")), "."))
 
 
 def load_benchmark(name: str) -> Any:

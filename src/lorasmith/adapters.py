@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -27,8 +28,17 @@ CONVERTED_INITS = ("pissa", "olora")
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 
 
-def adapter_config(section: Adapter, model: PreTrainedModel, new_token_ids: list[int]) -> PeftConfig:
+HEADS = ("score", "classifier")  # of classifiers; peft trains them whole and keeps them in the adapter
+TASKS = {"CAUSAL_LM": "a language model's", "SEQ_CLS": "a reward model's or classifier's"}
+
+
+def adapter_config(
+    section: Adapter, model: PreTrainedModel, new_token_ids: list[int], task: str = "CAUSAL_LM"
+) -> PeftConfig:
     """The peft configuration of a recipe's adapter.
+
+    Args:
+        task: peft's name for what the model is for; with SEQ_CLS its head is trained whole beside the adapter.
 
     Raises:
         ModelError: If a target matches nothing in this model, or the method cannot do what is asked.
@@ -42,7 +52,7 @@ def adapter_config(section: Adapter, model: PreTrainedModel, new_token_ids: list
         if section.method == "eva" and "eva_config" not in options:
             options["eva_config"] = peft.EvaConfig()
         return LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
+            task_type=TaskType(task),
             r=section.rank,
             lora_alpha=_whole(section.alpha),  # type: ignore[arg-type]  # peft divides it, so a fraction is fine
             lora_dropout=section.dropout,
@@ -68,32 +78,41 @@ def adapter_config(section: Adapter, model: PreTrainedModel, new_token_ids: list
             value = getattr(section, key)
             options[name] = _whole(value) if key == "alpha" else value
     try:
-        return kind(task_type=TaskType.CAUSAL_LM, **options)
+        config = kind(task_type=TaskType(task), **options)
     except (ValueError, TypeError) as error:
         raise ModelError(f"adapter.options: peft's {section.method} refuses them ({error}).") from error
+    if task != TaskType.CAUSAL_LM and (config.is_prompt_learning or "modules_to_save" not in known):
+        raise ModelError(f"adapter.method `{section.method}` cannot train a head beside it. Take lora or one like it.")
+    return config
 
 
 def attach(
-    section: Adapter, model: PreTrainedModel, new_token_ids: list[int], batches: DataLoader[Any], base: dict[str, Any]
+    section: Adapter,
+    model: PreTrainedModel,
+    new_token_ids: list[int],
+    batches: DataLoader[Any],
+    base: dict[str, Any],
+    task: str = "CAUSAL_LM",
 ) -> PeftModel:
     """The model with a trainable adapter: a new one, or the one of `adapter.from`.
 
     Args:
         batches: Batches of training rows, for methods that look at the data first (EVA).
         base: Identity of the base, whose folder holds the unquantized weights that LoftQ reads.
+        task: As in `adapter_config`.
 
     Raises:
         ModelError: If the adapter does not fit the model or the recipe.
     """
     if section.from_ is not None:
-        return _continue(section, model)
-    config = adapter_config(section, model, new_token_ids)
+        return _continue(section, model, task)
+    config = adapter_config(section, model, new_token_ids, task)
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=section.method == "eva")
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ModelError(f"adapter.method `{section.method}` does not fit this model ({error}).") from error
     head = adapted.get_output_embeddings()
-    if new_token_ids and not hasattr(head, "bias"):
+    if new_token_ids and head is not None and not hasattr(head, "bias"):
         # trl's loss asks the output layer for its bias, which peft's TrainableTokensWrapper does not hand through.
         vars(head)["bias"] = getattr(head.original_module, "bias", None)
     if section.method == "eva":
@@ -197,6 +216,17 @@ def save_adapter(model: PeftModel, folder: Path, base: dict[str, Any], initial: 
     # New tokens are saved as their own rows; peft would add the whole resized embedding. A reference is not saved.
     model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"], **options)
     (folder / "README.md").unlink(missing_ok=True)
+    if initial is not None:
+        _add_whole_modules(model, folder / "adapter_model.safetensors")
+
+
+def _add_whole_modules(model: PeftModel, path: Path) -> None:
+    """Put modules that were trained whole into a converted adapter: peft's conversion writes LoRA matrices alone."""
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    written = load_file(path)
+    left_out = {key: tensor.detach().cpu() for key, tensor in trained.items() if "lora_" not in key}
+    if left_out.keys() - written.keys():
+        save_file(left_out | written, path, metadata={"format": "pt"})
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
@@ -205,10 +235,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     Raises:
         ModelError: If the folder holds none, or it does not fit the model.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: no adapter here (adapter_config.json is missing).")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are refused; convert it first.")
+    check_files(folder)
     pattern = saved_config(folder).target_modules
     if isinstance(pattern, str):
         names = [name for name, _ in model.named_modules()]
@@ -217,11 +244,25 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
             raise ModelError(f"{folder}: adapter_config.json's target_modules takes over {passed}; do not trust it.")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except KeyError as error:  # peft looks modules up that are saved whole
+        raise ModelError(f"{folder}: adapter_model.safetensors lacks {error.args[0]}. Fetch it again.") from error
+    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
     assert isinstance(adapted, PeftModel)
     _check_keys(adapted, folder)
     return adapted
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder without the two files of an adapter.
+
+    Raises:
+        ModelError: Naming the one that is missing.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder}: no adapter here (adapter_config.json is missing).")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are refused; convert it first.")
 
 
 def saved_config(folder: Path) -> Any:
@@ -270,15 +311,49 @@ def loraplus_optimizer(model: PeftModel, section: Adapter, args: Any) -> torch.o
     return optimizer
 
 
-def _continue(section: Adapter, model: PreTrainedModel) -> PeftModel:
+def _continue(section: Adapter, model: PreTrainedModel, task: str) -> PeftModel:
     folder = Path(section.from_ or "")
-    adapted = load_adapter(model, folder, trainable=True)
+    check_files(folder)
+    saved_for = saved_config(folder).task_type or "CAUSAL_LM"
+    if saved_for == task:
+        adapted = load_adapter(model, folder, trainable=True)
+    elif (saved_for, task) == ("CAUSAL_LM", "SEQ_CLS"):
+        adapted = _beside_new_head(model, folder)
+    else:
+        told = TASKS.get(saved_for, f"one for {saved_for}")
+        raise ModelError(f"adapter.from: {folder} holds {told} adapter, and {TASKS[task]} is trained here.")
     config = adapted.peft_config["default"]
     saved = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
     for key, value in saved.items():
         if key in section.model_fields_set and getattr(section, key) != value:
             asked = getattr(section, key)
             raise ModelError(f"adapter.{key} is `{asked}`; the adapter in {folder} has {value}. Remove adapter.{key}.")
+    return adapted
+
+
+def _beside_new_head(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A language model's adapter on a classifier, whose head is new.
+
+    Raises:
+        ModelError: If the adapter is more than what both models have in common.
+    """
+    config = saved_config(folder)
+    config.task_type, config.inference_mode = TaskType.SEQ_CLS, False
+    try:
+        adapted = get_peft_model(model, config)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        heads = {key: expected[key] for key in expected if any(f".{head}." in key for head in HEADS)}
+        peft.set_peft_model_state_dict(adapted, heads | tensors)
+    except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError, SafetensorError) as error:
+        raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
+    other = expected.keys() - heads.keys() ^ tensors.keys()
+    if other:
+        raise ModelError(
+            f"{folder}: trains {min(other)}, which a reward model does not share with a "
+            "language model. Give adapter.from an adapter of inner layers alone."
+        )
+    assert isinstance(adapted, PeftModel)
     return adapted
 
 
@@ -300,6 +375,8 @@ def _check_reach(section: Adapter, model: PreTrainedModel) -> None:
                 close = difflib.get_close_matches(pattern, leaves, n=1)
                 hint = f"Did you mean `{close[0]}`?" if close else f"Linear layers: {', '.join(leaves)}."
                 raise ModelError(f"adapter.{key}: `{pattern}` matches no module. {hint}")
+        if key == "target_modules" and any(head in patterns and hasattr(model, head) for head in HEADS):
+            raise ModelError("adapter.target_modules: the head is trained whole beside the adapter. Leave it out.")
         if key == "target_modules" and "lm_head" in patterns:
             raise ModelError(
                 "adapter.target_modules: `lm_head` cannot carry an adapter, since trl's loss reads its weight "
@@ -319,7 +396,8 @@ def _linear_names(model: torch.nn.Module) -> list[str]:
         kind = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         inside = any(part in name for part in (".base_layer", ".lora_", ".token_adapter", "modules_to_save"))
         linear = isinstance(kind, torch.nn.Linear) or type(kind).__name__ == "Conv1D"
-        if linear and not inside and not name.endswith("lm_head"):
+        is_head = name.endswith(("lm_head", "original_module", *HEADS))
+        if linear and not inside and not is_head:
             names.append(name)
     return names
 

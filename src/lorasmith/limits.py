@@ -20,6 +20,20 @@ class Limits:
     loss: float
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreLimits:
+    """Bounds of the proof of a reward model.
+
+    Attributes:
+        order: Least share of pairs that the artefact and the live adapter put in the same order.
+        difference: Largest difference of a score, in standard deviations of the live adapter's scores.
+    """
+
+    order: float
+    difference: float
+
+
+SCORE_LIMITS = ScoreLimits(0.97, 0.25)
 LIMITS = {
     "merged": Limits(0.97, 0.02, 0.02),
     "bnb-nf4": Limits(0.85, 0.15, 0.10),

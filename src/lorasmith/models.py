@@ -15,6 +15,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -30,6 +31,7 @@ from lorasmith.templates import CHATML, TEMPLATE_TOKENS
 
 BLOCKS = 64  # sampled from each weight file for its fingerprint
 BLOCK_BYTES = 4096
+HEADS = ("score", "classifier")  # names under which transformers keeps the head of a classifier
 
 
 def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[PreTrainedTokenizerBase, list[int]]:
@@ -79,15 +81,8 @@ def load_base_model(
     Raises:
         ModelError: If it cannot be loaded as asked.
     """
-    torch_dtype = getattr(torch, dtype)
-    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if device == "cuda" else {"": "cpu"}
-    options = {
-        "dtype": torch_dtype,
-        "attn_implementation": attention,
-        "device_map": place,
-        "use_safetensors": True,
-    }
-    quantized = quantization_config(section.quantization, torch_dtype)
+    options = _options(dtype, attention, device)
+    quantized = quantization_config(section.quantization, options["dtype"])
     if quantized is None:
         return _load(AutoModelForCausalLM, section.name, section, **options)
     source, copy = _places(section, quantized, dtype, device) if weight_cache else (None, None)
@@ -100,6 +95,51 @@ def load_base_model(
     if source and copy and fresh:
         quantized_cache.save_copy(copy, model, section.name, source, options)
     return model
+
+
+def load_classifier(
+    section: Model, dtype: str, attention: str, device: str, pad_id: int | None, labels: int = 1
+) -> PreTrainedModel:
+    """The frozen base model with a head of `labels` outputs in place of the one that gives tokens.
+
+    The head of a model that has one is read with it. A new one is drawn from torch's random state: seed that before.
+    It is float32 and never quantized, since it is trained whole.
+
+    Args:
+        pad_id: The token that fills rows up; the head is read at the last token of a row that is another.
+
+    Raises:
+        ModelError: If it cannot be loaded as asked.
+    """
+    options = _options(dtype, attention, device) | {"num_labels": labels}
+    quantized = quantization_config(section.quantization, options["dtype"])
+    if quantized is not None:
+        options["quantization_config"] = quantized
+    model = _load(AutoModelForSequenceClassification, section.name, section, **options)
+    if device == "cpu" and section.quantization in ("nf4", "fp4"):
+        keep_4bit_layers_unpacked(model)
+    model.config.get_text_config().pad_token_id = pad_id
+    head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
+    if head is None or any(type(one).__name__ in ("Linear4bit", "Linear8bitLt") for one in head.modules()):
+        raise ModelError(
+            f"{section.name}: no head of {type(model).__name__} can be trained in {section.quantization}. "
+            "Set model.quantization: none, or take another base model."
+        )
+    head.float()
+    # A head that peft copies keeps its hooks; one in the base's 16 bit would round what was trained.
+    head.register_forward_pre_hook(lambda head, given: (given[0].float(), *given[1:]))
+    return model
+
+
+def _options(dtype: str, attention: str, device: str) -> dict[str, Any]:
+    """What `from_pretrained` is told of a model of any kind."""
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if device == "cuda" else {"": "cpu"}
+    return {
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention,
+        "device_map": place,
+        "use_safetensors": True,
+    }
 
 
 def _places(section: Model, quantized: BitsAndBytesConfig, dtype: str, device: str) -> tuple[Path | None, Path | None]:

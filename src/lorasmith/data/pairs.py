@@ -164,9 +164,9 @@ def pair_of(record: Any, place: str) -> Pair:
     asked = record["input"] if is_openai_pair(record) else record
     pair = Pair(
         place,
-        _checked(prompt, "prompt", place, answer=False),
-        _checked(chosen, "chosen", place),
-        _checked(rejected, "rejected", place),
+        checked_said(prompt, "prompt", place, answer=False),
+        checked_said(chosen, "chosen", place),
+        checked_said(rejected, "rejected", place),
         checked_tools(asked, place),
     )
     if pair.chosen == pair.rejected:
@@ -183,11 +183,16 @@ def judged_of(record: Any, place: str) -> Judged:
     prompt, completion, label = split_judged(record, place)
     if "messages" in record:  # what is wrong with a turn is told by its number in the row
         checked_messages(record["messages"], "messages", place)
-    asked = _checked(prompt, "prompt", place, answer=False)
-    return Judged(place, asked, _checked(completion, "completion", place), label, checked_tools(record, place))
+    asked = checked_said(prompt, "prompt", place, answer=False)
+    return Judged(place, asked, checked_said(completion, "completion", place), label, checked_tools(record, place))
 
 
-def _checked(value: Said, name: str, place: str, *, answer: bool = True) -> Said:
+def checked_said(value: Said, name: str, place: str, *, answer: bool = True) -> Said:
+    """Text or messages, checked; an answer ends with the assistant's turn.
+
+    Raises:
+        DataError: Naming the place and the field that is wrong.
+    """
     if isinstance(value, str):
         if not checked_text(value, name, place).strip():
             raise DataError(f"{place}: {name}: empty. {DROP}")

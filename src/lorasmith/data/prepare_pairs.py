@@ -13,7 +13,7 @@ from lorasmith.data.mask import check_masks
 from lorasmith.data.pair_tokens import PairTokens, answered, balance_line, fit_pairs, tokenize_pairs
 from lorasmith.data.pairs import Found, Pair, read_pairs
 from lorasmith.data.prepare import Prepared, divide, say_read, show, uncollected
-from lorasmith.data.rows import R
+from lorasmith.data.rows import R, Row
 from lorasmith.errors import DataError
 from lorasmith.recipe import Data
 
@@ -125,3 +125,20 @@ def pairs_as_dataset(pairs: list[PairTokens]) -> Dataset:
         longer = max(pair.chosen, pair.rejected, key=len)
         columns["input_ids"].append((pair.prompt + longer).tolist())
     return Dataset.from_dict(columns)
+
+
+def pairs_as_sequences(pairs: list[PairTokens]) -> Dataset:
+    """Pairs as the data set that trl's collator for reward models takes: each answer behind its prompt, as one row."""
+    columns: dict[str, list[list[int]]] = {"chosen_ids": [], "rejected_ids": [], "input_ids": []}
+    for pair in pairs:
+        chosen, rejected = pair.prompt + pair.chosen, pair.prompt + pair.rejected
+        columns["chosen_ids"].append(chosen.tolist())
+        columns["rejected_ids"].append(rejected.tolist())
+        columns["input_ids"].append(max(chosen, rejected, key=len).tolist())
+    return Dataset.from_dict(columns)
+
+
+def both_answers(pairs: list[Pair], prepared: PreparedPairs) -> list[Row]:
+    """Held-out pairs as rows that a reward model's exports are proven on: each preferred answer, then the other."""
+    places = {pair.place for pair in prepared.eval_pairs}
+    return [answered(pair, answer) for pair in pairs if pair.place in places for answer in _answers(pair)]

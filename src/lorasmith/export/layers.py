@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lorasmith.errors import DivergedError, ModelError
 
@@ -43,20 +43,27 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
-def skeleton(base: Path, rows: int) -> Skeleton:
+def kind_of(labels: int) -> Any:
+    """transformers' class for a model that gives tokens (0 labels) or for a classifier."""
+    return AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+
+
+def skeleton(base: Path, rows: int, labels: int = 0) -> Skeleton:
     """The base without its weights.
 
     Args:
         rows: Embedding rows that the tokenizer needs; more than the model's are added.
+        labels: Outputs of a classifier's head, which then stands in place of the one that gives tokens.
 
     Raises:
         ModelError: If the base is quantized already.
     """
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, **({"num_labels": labels} if labels else {}))
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{base}: is quantized already. Merge into the model that it was made from.")
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        # In 16 bit peft would round the adapter's matrices to that while it loads them.
+        model: PreTrainedModel = kind_of(labels).from_config(config, dtype=torch.float32)
     if rows > embedding_rows(model):
         model.resize_token_embeddings(rows, mean_resizing=False)
     names = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
@@ -174,6 +181,15 @@ class Layers:
         """Whether the adapters change a tensor."""
         module = name.rpartition(".")[0]
         return name in self.trained or module in self.wrapped
+
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """Weights that were trained whole, such as a classifier's head, by the model's names."""
+        found: dict[str, torch.Tensor] = {}
+        for name, module in self.wrapped.items():
+            if isinstance(module, ModulesToSaveWrapper):
+                whole: Any = module.modules_to_save[self.adapter]
+                found |= {f"{name}.{leaf}": weight for leaf, weight in whole.named_parameters()}
+        return found
 
     def merged(self, name: str, tensor: torch.Tensor, read: Read) -> torch.Tensor:
         """A base tensor with the adapters in it, in its own dtype.

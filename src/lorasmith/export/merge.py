@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -20,7 +20,7 @@ from lorasmith.console import say
 from lorasmith.errors import DivergedError, FitError
 from lorasmith.export import tensors
 from lorasmith.export.engines import listed
-from lorasmith.export.layers import Layers, Skeleton, embedding_rows, skeleton, with_adapters
+from lorasmith.export.layers import Layers, Skeleton, embedding_rows, kind_of, skeleton, with_adapters
 from lorasmith.memory.machine import free_disk
 
 JOURNAL = "merge.json"
@@ -41,6 +41,7 @@ class Merge:
         quantization: none; or nf4, fp4 or int8: the base becomes what training saw, quantized and back.
         trained_dtype: In which it was quantized.
         dtype: Of the result; None: as the base is stored.
+        labels: Outputs of the head that a classifier's adapter brings; 0: the model gives tokens.
     """
 
     base: Path
@@ -51,12 +52,14 @@ class Merge:
     quantization: str = "none"
     trained_dtype: torch.dtype = torch.float32
     dtype: torch.dtype | None = None
+    labels: int = 0
 
     @property
     def key(self) -> str:
         """Hash of everything that decides the result, so that a merge is only gone on with as it was begun."""
         settings = (self.combination, self.density, self.quantization, self.trained_dtype, self.dtype)
         digest = hashlib.sha256(f"{torch.__version__} {self.fingerprint} {settings}".encode())
+        digest.update(f"{self.labels} labels".encode() if self.labels else b"")
         for folder, weight in self.adapters:
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 digest.update((folder / name).read_bytes())
@@ -81,7 +84,7 @@ def merge(what: Merge, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     part = out.with_name(f"{out.name}.part")
     done = _begin(part, what.key)
     with torch.no_grad():
-        bare = skeleton(what.base, len(tokenizer))
+        bare = skeleton(what.base, len(tokenizer), what.labels)
         quantized = _quantized_weights(bare, what.quantization)
         layers = Layers(with_adapters(bare.model, what.adapters, what.combination, what.density), bare)
         files = _plan(what, weights, layers)
@@ -106,12 +109,13 @@ class _Planned:
     """One tensor of the result.
 
     Attributes:
-        key: Its name in the files; `name`: in the model; `source`: the base's tensor in the files.
+        key: Its name in the files; `name`: in the model; `source`: the base's tensor in the files, None for a head
+            that it lacks.
     """
 
     key: str
     name: str
-    source: tensors.Entry
+    source: tensors.Entry | None
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -121,7 +125,10 @@ class _Planned:
 
 
 def _plan(what: Merge, weights: tensors.Weights, layers: Layers) -> dict[str, list[_Planned]]:
-    """The tensors of each file: those of the base, and a head of its own where the base's is tied and changes."""
+    """The tensors of each file: those of the base, and a head of its own where the base's is tied and changes.
+
+    A classifier's head takes the place of the one that gives tokens.
+    """
     embedding, head = f"{layers.input}.weight", f"{layers.output}.weight"
     names = {layers.name_of(key) for key in weights.entries}
     files: dict[str, list[_Planned]] = {}
@@ -129,6 +136,8 @@ def _plan(what: Merge, weights: tensors.Weights, layers: Layers) -> dict[str, li
         files[file] = []
         for entry in entries:
             name = layers.name_of(entry.name)
+            if what.labels and name not in layers.names:
+                continue
             dtype = what.dtype if what.dtype is not None and entry.dtype.is_floating_point else entry.dtype
             shape = entry.shape
             if name in (embedding, head):
@@ -136,6 +145,12 @@ def _plan(what: Merge, weights: tensors.Weights, layers: Layers) -> dict[str, li
             files[file].append(_Planned(entry.name, name, entry, dtype, shape))
             if layers.unties and name == embedding and head not in names:
                 files[file].append(_Planned(head, head, entry, dtype, shape))
+    if what.labels:
+        files = {file: plan for file, plan in files.items() if plan}
+        stored = [one.dtype for plan in files.values() for one in plan if one.dtype.is_floating_point]
+        most, last = max(set(stored), key=stored.count), next(reversed(files))
+        heads = {name: head for name, head in layers.whole_weights().items() if name not in names}
+        files[last] += [_Planned(name, name, None, what.dtype or most, tuple(heads[name].shape)) for name in heads]
     return files
 
 
@@ -151,6 +166,8 @@ class _Base:
         one = self.planned.get(name)
         if one is None:
             return None
+        if one.source is None:
+            return torch.zeros(one.shape, dtype=one.dtype)  # the trained one takes its place
         tensor = self.weights.read(one.source.name)
         if name in self.quantized:
             tensor = as_trained(tensor, self.what.quantization, self.what.trained_dtype, self.quantized[name])
@@ -160,6 +177,8 @@ class _Base:
 
     def is_copied(self, one: _Planned) -> bool:
         """Whether the result's bytes are the base's own."""
+        if one.source is None:
+            return False
         same = (one.dtype, one.shape) == (one.source.dtype, one.source.shape)
         return same and one.name not in self.quantized and not self.layers.touches(one.name)
 
@@ -174,7 +193,7 @@ def _stream(base: _Base, files: dict[str, list[_Planned]], part: Path, done: dic
         writer = tensors.Writer(part / file, [(one.key, one.dtype, one.shape) for one in plan])
         try:
             for one in plan:
-                if base.is_copied(one):
+                if one.source is not None and base.is_copied(one):
                     writer.put_chunks(one.key, base.weights.chunks(one.source.name))
                 else:
                     tensor = base(one.name)
@@ -197,7 +216,9 @@ def _stream(base: _Base, files: dict[str, list[_Planned]], part: Path, done: dic
 def _in_memory(what: Merge, unties: bool, quantized: dict[str, bool], rows: int, part: Path) -> None:
     """The merge by peft's merge_and_unload, for models whose files must be converted to load (fused experts)."""
     dtype = what.dtype or "auto"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(what.base, dtype=dtype, use_safetensors=True)
+    options: dict[str, Any] = {"num_labels": what.labels} if what.labels else {}
+    options |= {"dtype": dtype, "use_safetensors": True}
+    model: PreTrainedModel = kind_of(what.labels).from_pretrained(what.base, **options)
     if rows > embedding_rows(model):
         model.resize_token_embeddings(rows)
     if unties:  # peft would write the embeddings' update into the head as well
@@ -306,7 +327,18 @@ def _write_settings(what: Merge, layers: Layers, tokenizer: PreTrainedTokenizerB
     config.dtype = max(set(stored), key=stored.count)
     if config.model_type == "gpt2":
         config.n_ctx = config.n_positions  # llama.cpp's converter asks for it; transformers 5 leaves it out
+    if what.labels:
+        config.architectures = [type(layers.model).__name__]
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id  # the head is read at the last other token
     config.save_pretrained(part)
+    if not what.labels:
+        _write_generation(what, config, tokenizer, part)
+    tokenizer.save_pretrained(part)
+    if (what.base / "tokenizer.model").is_file():
+        shutil.copy(what.base / "tokenizer.model", part)  # llama.cpp reads this one where there is one
+
+
+def _write_generation(what: Merge, config: Any, tokenizer: PreTrainedTokenizerBase, part: Path) -> None:
     try:
         generation = GenerationConfig.from_pretrained(what.base)
     except OSError:
@@ -314,9 +346,6 @@ def _write_settings(what: Merge, layers: Layers, tokenizer: PreTrainedTokenizerB
     generation.eos_token_id = sorted({tokenizer.eos_token_id, *listed(generation.eos_token_id)})
     generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    if (what.base / "tokenizer.model").is_file():
-        shutil.copy(what.base / "tokenizer.model", part)  # llama.cpp reads this one where there is one
 
 
 class _Progress:

@@ -103,6 +103,21 @@ class Drift:
         """Rise of the loss, in nats a token."""
         return self.loss - self.loss_live
 
+    @property
+    def distance(self) -> float:
+        """By which the closer of two is chosen."""
+        return self.kl_mean
+
+    @property
+    def short(self) -> str:
+        """The figures in a few words."""
+        return f"KL {self.kl_mean:.5f} top-1 {self.top1:.3f}"
+
+    @property
+    def cause(self) -> str:
+        """Where to look first, from how it drifted."""
+        return likely_cause(self)
+
     def beyond(self, limits: Limits) -> list[str]:
         """What is past its limit, in words; nothing when the artefact is proven."""
         found = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -44,6 +45,29 @@ def check_saved(model: PeftModel, folder: Path, converted: bool = False) -> None
         raise DivergedError(f"{folder}: the adapter is all zeros. Train for more steps, or raise the learning rate.")
     if not has_effect(model):
         raise DivergedError(f"{folder}: the model answers the same with the adapter and without. Train for more steps.")
+
+
+def check_head(model: PeftModel, folder: Path) -> None:
+    """Prove that a head that was trained whole stands in the adapter's file, as it was trained and as it is used.
+
+    Raises:
+        DivergedError: If it is missing, another, or the one that training began with.
+    """
+    heads = {name: one for name, one in model.named_modules() if isinstance(one, ModulesToSaveWrapper)}
+    saved = load_file(folder / "adapter_model.safetensors")
+    for name, head in heads.items():
+        trained: Any = head.modules_to_save["default"]
+        for leaf, weight in trained.named_parameters():
+            stored = saved.get(f"{name}.{leaf}")
+            if stored is None or not torch.equal(stored, weight.detach().cpu().to(stored.dtype)):
+                raise DivergedError(f"{folder}: the head {name}.{leaf} is not in the adapter as trained. Run it again.")
+            if "default" not in head.active_adapters:
+                raise DivergedError(f"{folder}: the head {name} is not in use. Run it again.")
+        began: Any = head.original_module
+        if all(torch.equal(a, b) for a, b in zip(trained.parameters(), began.parameters(), strict=True)):
+            raise DivergedError(f"{folder}: the head {name} was not trained. Train for more steps.")
+    if not heads:
+        raise DivergedError(f"{folder}: the model has no head of its own. Run it again.")
 
 
 @torch.no_grad()

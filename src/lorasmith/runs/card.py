@@ -9,21 +9,9 @@ WAYS = {
     "orpo": "odds ratio preference optimization (arXiv 2403.07691; an experimental trainer of trl's)",
     "cpo": "contrastive preference optimization (arXiv 2401.08417; an experimental trainer of trl's)",
     "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
+    "reward": "a Bradley-Terry loss on pairs of answers (arXiv 2203.02155)",
 }
-_CARD = """\
----
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags: [{tags}]
----
-
-# {name}
-
-{method} adapter for {base_link}, trained by {way} on {rows:,} rows
-({tokens:,} tokens, {share:.1%} of them trained) of {data}. It holds {trainable:,} trained parameters
-({fraction:.2%} of the model); the base model is needed beside it.
-
+_USE = """\
 ## Use
 
 ```python
@@ -40,7 +28,43 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_to
 ```
 
 Or talk to it: `python scripts/chat.py {folder}`. Ask it the way it was trained: with the chat template saved here,
-which ends a turn with `{stop}`.
+which ends a turn with `{stop}`."""
+_USE_SCORER = """\
+## Use
+
+```python
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer{quantizer}
+
+folder = "{folder}"  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1{quantized})
+messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to the answer's stop token
+with torch.no_grad():
+    print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())
+```
+
+Or score a file of rows: `python scripts/reward.py {folder} --score rows.jsonl`. The head stands in the adapter, beside
+the LoRA. It is read at a row's last token, `{stop}`; for rows side by side set
+`model.config.pad_token_id = tokenizer.pad_token_id`. Scores compare answers to one prompt, a higher one being
+preferred; they have no zero and no unit of their own."""
+_CARD = """\
+---
+base_model: {base}
+library_name: peft
+pipeline_tag: {pipeline}
+tags: [{tags}]
+---
+
+# {name}
+
+{method} adapter for {base_link}, trained by {way} on {rows:,} rows
+({tokens:,} tokens, {share:.1%} of them {trained}) of {data}. It holds {trainable:,} trained parameters
+({fraction:.2%} of the model); the base model is needed beside it.
+
+{use}
 
 ## How good
 
@@ -73,24 +97,30 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
     recipe, account, base = run["recipe"], run["data"]["train_account"], run["base"]
     adapter, model = recipe["adapter"], recipe["model"]
     options = f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, dropout {adapter['dropout']:g}"
-    text = _CARD.format(
-        base=base["name"],
-        base_link=_link(base),
+    is_scorer = run["method"] == "reward"
+    use = (_USE_SCORER if is_scorer else _USE).format(
+        folder=folder.as_posix() if not folder.is_absolute() else folder.name,
         quantizer=", BitsAndBytesConfig" if model["quantization"] != "none" else "",
         quantized=_quantized(model["quantization"]),
+        stop=run["stop_token"],
+    )
+    text = _CARD.format(
+        use=use,
+        pipeline="text-classification" if is_scorer else "text-generation",
+        base=base["name"],
+        base_link=_link(base),
         revision=base["revision"] or "local",
         name=folder.name,
-        folder=folder.as_posix() if not folder.is_absolute() else folder.name,
         tags=", ".join(dict.fromkeys(["lora", adapter["method"], run["method"], "lorasmith"])),
         way=WAYS[run["method"]],
         method=adapter["method"],
         rows=account["trained"],
         tokens=account["tokens"],
         share=account["supervised_tokens"] / account["tokens"],
+        trained="in answers" if is_scorer else "trained",
         data=run["data"]["train"],
         trainable=run["adapter"]["trainable"],
         fraction=run["adapter"]["trainable"] / run["adapter"]["total"],
-        stop=run["stop_token"],
         scores=_scores(run),
         quantization=model["quantization"] if model["quantization"] != "none" else "not quantized",
         dtype=model["dtype"],
@@ -135,10 +165,17 @@ def _scores(run: dict[str, Any]) -> str:
         rows = f"{run['data']['eval_account']['trained']} held out while training"
         delta = after["eval_loss"] - before["eval_loss"]
         lines.append(f"| {rows} | loss | {before['eval_loss']:.3f} | {after['eval_loss']:.3f} | {delta:+.3f} | |")
+        if "eval_accuracy" in after:
+            shares = before["eval_accuracy"], after["eval_accuracy"]
+            told = f"{shares[0]:.3f} | {shares[1]:.3f} | {shares[1] - shares[0]:+.3f}"
+            lines.append(f"| {rows} | preferred answer scores higher | {told} | |")
     for evaluation in run["evaluations"]:
         rows = f"{evaluation['rows']} of {evaluation['data']}"
         for name, score in evaluation["scores"].items():
             interval = f"{score['delta']:+.3f} ({score['low']:+.3f} to {score['high']:+.3f})"
             values = f"{score['base']:.3f} | {score['adapter']:.3f} | {interval} | {score['verdict']}"
             lines.append(f"| {rows} | {name} | {values} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not evaluated yet: `python scripts/eval.py FOLDER --data ROWS`."
+    if len(lines) > 2:
+        return "\n".join(lines)
+    command = "reward.py FOLDER --score ROWS" if run["method"] == "reward" else "eval.py FOLDER --data ROWS"
+    return f"Not evaluated yet: `python scripts/{command}`."

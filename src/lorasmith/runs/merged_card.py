@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.export.proof import Drift
+from lorasmith.export.score_proof import ScoreDrift
 
 HUB = "https://huggingface.co/"
 _CARD = """\
 ---
 base_model: {base}
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags: [{tags}]
 ---
 
@@ -46,6 +47,21 @@ answer = model.generate(**prompt, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""
 
+_USE_SCORER = """\
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}", dtype="auto")
+messages = [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()  # up to the answer's stop token
+with torch.no_grad():
+    print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item())
+```
+
+Scores compare answers to one prompt, a higher one being preferred; they have no zero and no unit of their own."""
+
 
 def write_merged_card(
     folder: Path,
@@ -61,6 +77,32 @@ def write_merged_card(
         record: As proof.json keeps it: `kind`, `adapters`, and for merges `base_kind`.
         found: The proof's figures, or None without a proof.
     """
+    _write(folder, adapters, base, record, "text-generation", _USE.format(name=name), _proof(found), name)
+
+
+def write_scorer_card(
+    folder: Path,
+    adapters: list[Path],
+    base: dict[str, Any],
+    record: dict[str, Any],
+    found: ScoreDrift | None,
+    name: str,
+) -> None:
+    """Write README.md of a reward model's merge; the arguments are those of `write_merged_card`."""
+    proof = _score_proof(found)
+    _write(folder, adapters, base, record, "text-classification", _USE_SCORER.format(name=name), proof, name)
+
+
+def _write(
+    folder: Path,
+    adapters: list[Path],
+    base: dict[str, Any],
+    record: dict[str, Any],
+    pipeline: str,
+    use: str,
+    proof: str,
+    name: str,
+) -> None:
     kind = record["kind"]
     names = ", ".join(f"`{one}`" for one in record["adapters"])
     text = _CARD.format(
@@ -71,8 +113,9 @@ def write_merged_card(
         name=name,
         what="The merge" if kind == "merged" else f"A {kind} export of the merge",
         adapters=names,
-        use=_USE.format(name=name),
-        proof=_proof(found),
+        use=use,
+        proof=proof,
+        pipeline=pipeline,
         base_licence=licence(Path(base["folder"])),
         adapter_licence="; ".join(dict.fromkeys(licence(one) for one in adapters)),
     )
@@ -86,6 +129,20 @@ def licence(folder: Path) -> str:
     head = text.split("---")[1] if text.startswith("---") and text.count("---") >= 2 else ""
     found = re.search(r"^licen[sc]e(?:_name)?:\s*(.+)$", head, re.MULTILINE)
     return found[1].strip() if found else "not said in its card"
+
+
+def _score_proof(found: ScoreDrift | None) -> str:
+    if found is None:
+        return "None: it was not compared with the live adapter."
+    return f"""\
+On {found.pairs} held-out pairs, against the live adapter as it was trained:
+
+| | |
+|---|---|
+| pairs in the same order | {found.order:.1%} |
+| largest difference of a score | {found.difference:.5f} standard deviations of the scores |
+| preferred answers that score higher | {found.accuracy_live:.1%} live, {found.accuracy:.1%} here |
+| chat template | {"the same ids" if found.template else "other ids"} |"""
 
 
 def _proof(found: Drift | None) -> str:

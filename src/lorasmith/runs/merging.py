@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lorasmith.export.layers import with_adapters
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import Merge, merge
 from lorasmith.export.proof import Drift, Reference
+from lorasmith.export.score_proof import ScoreDrift, ScoreReference
 from lorasmith.hardware import find_hardware
 from lorasmith.recipe import Model
 from lorasmith.runs import proving
@@ -49,7 +50,7 @@ class Source:
     contract: list[dict[str, object]]
     combination: str
     density: float
-    live: Reference | None = None
+    live: Reference | ScoreReference | None = None
 
 
 def open_source(
@@ -94,12 +95,13 @@ def ask(source: Source, name: str, base: str | None, trust_remote_code: bool) ->
     gc.collect()
 
 
-def plans(source: Source, base_kind: str = "auto", dtype: str | None = None) -> dict[str, Merge]:
+def plans(source: Source, base_kind: str = "auto", dtype: str | None = None, labels: int = 0) -> dict[str, Merge]:
     """The merges to choose among, by the base that they are made into.
 
     Args:
         base_kind: original, as trained, or auto: both where training saw a quantized base.
         dtype: Of the result; None: as the base is stored.
+        labels: Outputs of a classifier's head; 0: the model gives tokens.
     """
     section = source.section
     choices = {"original": "none"}
@@ -117,6 +119,7 @@ def plans(source: Source, base_kind: str = "auto", dtype: str | None = None) -> 
             quantization,
             getattr(torch, section.dtype if section.dtype != "auto" else "float32"),
             getattr(torch, dtype) if dtype else None,
+            labels,
         )
         for name, quantization in choices.items()
     }
@@ -134,23 +137,30 @@ class Merged:
 
     folder: Path
     base_kind: str
-    drift: Drift | None
-    candidates: dict[str, Drift]
+    drift: Any
+    candidates: dict[str, Any]
 
 
-def merge_closest(source: Source, chosen: dict[str, Merge], out: Path) -> Merged:
-    """Merge into each base, measure each, keep the closer. With a name of its own each survives a kill."""
-    found: dict[str, tuple[Path, Drift | None]] = {}
+def merge_closest(
+    source: Source, chosen: dict[str, Merge], out: Path, measure: Callable[..., Drift | ScoreDrift] | None = None
+) -> Merged:
+    """Merge into each base, measure each, keep the closer. With a name of its own each survives a kill.
+
+    Args:
+        measure: Compares what the source's adapter said with a merge in a folder; by default `measure_merged`.
+    """
+    found: dict[str, tuple[Path, Drift | ScoreDrift | None]] = {}
+    measure = measure or measure_merged
     for name, plan in chosen.items():
         folder = out.with_name(f"{out.name}.{name.replace(' ', '-')}")
         seen = "it is stored" if name == "original" else f"{plan.quantization} training saw it"
         say(f"merging into the base as {seen}")
         merge(plan, source.tokenizer, folder)
-        found[name] = (folder, measure_merged(source, folder) if source.live else None)
+        found[name] = (folder, measure(source, folder) if source.live else None)
     candidates = {name: drift for name, (_, drift) in found.items() if drift}
-    best = min(candidates, key=lambda name: candidates[name].kl_mean) if candidates else next(iter(found))
+    best = min(candidates, key=lambda name: candidates[name].distance) if candidates else next(iter(found))
     if len(candidates) > 1:
-        figures = ", ".join(f"{name} KL {one.kl_mean:.5f} top-1 {one.top1:.3f}" for name, one in candidates.items())
+        figures = ", ".join(f"{name} {one.short}" for name, one in candidates.items())
         say(f"base: {best} is closer to the live adapter ({figures})")
     for name, (folder, _) in found.items():
         if name != best:
@@ -193,7 +203,7 @@ def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def measure_merged(source: Source, folder: Path) -> Drift:
     """A merged model against the live adapter, loaded as a stranger would load it."""
-    assert source.live is not None
+    assert isinstance(source.live, Reference)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     device: Any = {"": find_hardware().device}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device)

@@ -1,6 +1,7 @@
 """Open what a person points at, an adapter's folder or a whole model, as it was trained."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,60 @@ def open_model(path: str, base: str | None, quantization: str | None, trust_remo
     Raises:
         ModelError: If nothing can be loaded from there.
     """
+    refuse_scorer(path, "answers")
+
+    def load(section: Model, dtype: str, attention: str, device: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+        cache = read_json(Path(path) / "run.json").get("recipe", {}).get("speed", {}).get("weight_cache", True)
+        model = models.load_base_model(section, dtype, attention, device, cache)
+        models.stop_at_trained_tokens(model, tokenizer)
+        return model
+
+    return _opened(path, base, quantization, trust_remote_code, load)
+
+
+def open_scorer(
+    path: str, base: str | None, quantization: str | None = None, trust_remote_code: bool = False
+) -> Opened:
+    """Load a reward model: an adapter with its head on its base, or a merge of both. The arguments are `open_model`'s.
+
+    Raises:
+        ModelError: If there is none, or it has not exactly one score.
+    """
+    if not gives_scores(path):
+        raise ModelError(f"{path}: no reward model: its head, which scores, is missing. Train one with reward.py.")
+
+    def load(section: Model, dtype: str, attention: str, device: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+        return models.load_classifier(section, dtype, attention, device, tokenizer.pad_token_id)
+
+    return _opened(path, base, quantization, trust_remote_code, load)
+
+
+def gives_scores(path: str) -> bool:
+    """Whether a folder holds a reward model or classifier, or an adapter for one, as its configuration says."""
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        return read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    kinds = read_json(folder / "config.json").get("architectures") or []
+    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
+
+
+def refuse_scorer(path: str, wanted: str) -> None:
+    """Before weights are read: a reward model has no output that tokens could be chosen by.
+
+    Raises:
+        ModelError: If the folder holds one.
+    """
+    if gives_scores(path):
+        raise ModelError(
+            f"{path} is a reward model: it gives scores and no {wanted}. "
+            f"Score rows with: python scripts/reward.py {path} --score ROWS"
+        )
+
+
+def _opened(
+    path: str, base: str | None, quantization: str | None, trust_remote_code: bool, load: Callable[..., Any]
+) -> Opened:
+    """`open_model` with the base loaded by `load`, from its section, dtype, attention, device and tokenizer."""
     folder, machine = Path(path), hardware.find_hardware()
     section, run = find_base(path, base, trust_remote_code, quantization)
     name, is_adapter = section.name, (folder / "adapter_config.json").is_file()
@@ -63,10 +118,8 @@ def open_model(path: str, base: str | None, quantization: str | None, trust_remo
         check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
     if run:
         _check_base(path, section, run)
-    weight_cache = run.get("recipe", {}).get("speed", {}).get("weight_cache", True)
-    base_model = models.load_base_model(section, dtype, attention, machine.device, weight_cache)
+    base_model = load(section, dtype, attention, machine.device, tokenizer)
     models.grow_embeddings(base_model, tokenizer)
-    models.stop_at_trained_tokens(base_model, tokenizer)
     model = adapters.load_adapter(base_model, folder) if is_adapter else base_model
     model.eval()
     if isinstance(model, PeftModel) and not has_effect(model):

@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from transformers import PreTrainedTokenizerBase
@@ -19,13 +19,22 @@ from lorasmith.errors import DataError, DivergedError, FitError, LorasmithError,
 from lorasmith.export.engines import Engine, listed
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import JOURNAL
-from lorasmith.export.proof import STAND_INS, Drift, GoldenRow, Reference, drift, likely_cause, side_by_side
+from lorasmith.export.proof import STAND_INS, Drift, GoldenRow, Reference, drift, side_by_side
 from lorasmith.hardware import find_hardware
-from lorasmith.limits import LIMITS, Limits
+from lorasmith.limits import LIMITS, Limits, ScoreLimits
 from lorasmith.runs import folder as run_folder
 from lorasmith.runs.opening import UNPROVEN, Opened
 
 PROOF = "proof.json"
+
+
+class Measured(Protocol):
+    """How far an export drifted: a `Drift`, or a `ScoreDrift` of a reward model."""
+
+    @property
+    def cause(self) -> str: ...
+    def beyond(self, limits: Any) -> list[str]: ...
+    def record(self) -> dict[str, Any]: ...
 
 
 def check_memory(size: int) -> None:
@@ -53,12 +62,7 @@ def golden_rows(
     Raises:
         RunError: If the run's own rows cannot be read.
     """
-    path = folder / "private" / "eval_rows.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        rows = [Row(**{**record, "trained": tuple(record["trained"])}) for record in map(json.loads, lines[:most])]
-    except (ValueError, TypeError, KeyError):
-        raise RunError(f"{path}: not the rows that a run keeps. Remove the file; made-up rows stand in.") from None
+    rows = kept_rows(folder, most)
     data = run.get("recipe", {}).get("data", {})
     positions = run.get("recipe", {}).get("trainer", {}).get("max_length")
     source = f"{len(rows)} rows of its own evaluation"
@@ -73,6 +77,20 @@ def golden_rows(
     tokens = tokenize(tokenizer, rows, data.get("train_on", "assistant"), [])
     golden = [GoldenRow(one.input_ids.tolist()[:positions], one.labels.tolist()[:positions]) for one in tokens]
     return [one for one in golden if one.positions], source
+
+
+def kept_rows(folder: Path, most: int) -> list[Row]:
+    """The evaluation rows that a run kept, or none.
+
+    Raises:
+        RunError: If they cannot be read.
+    """
+    path = folder / "private" / "eval_rows.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [Row(**{**record, "trained": tuple(record["trained"])}) for record in map(json.loads, lines[:most])]
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{path}: not the rows that a run keeps. Remove the file; made-up rows stand in.") from None
 
 
 def live_engine(opened: Opened) -> LiveEngine:
@@ -164,7 +182,14 @@ def drift_of(folder: Path) -> Drift | None:
     return Drift(**known) if known else None
 
 
-def settle(candidate: Path, out: Path, key: str, found: Drift | None, bounds: Limits, record: dict[str, Any]) -> None:
+def settle(
+    candidate: Path,
+    out: Path,
+    key: str,
+    found: Measured | None,
+    bounds: Limits | ScoreLimits,
+    record: dict[str, Any],
+) -> None:
     """Give a whole export its name when it is proven, and another that says so when it is not.
 
     Args:
@@ -181,7 +206,7 @@ def settle(candidate: Path, out: Path, key: str, found: Drift | None, bounds: Li
     if found:
         proof |= {"drift": found.record(), "limits": {name: getattr(bounds, name) for name in bounds.__slots__}}
     if found and problems:
-        proof["likely_cause"] = likely_cause(found)
+        proof["likely_cause"] = found.cause
     run_folder.write_json(candidate / PROOF, proof)
     (candidate / JOURNAL).unlink(missing_ok=True)
     (candidate / UNPROVEN).unlink(missing_ok=True)
@@ -199,6 +224,6 @@ def settle(candidate: Path, out: Path, key: str, found: Drift | None, bounds: Li
         os.replace(candidate, target)
     if problems:
         assert found is not None
-        raise DivergedError(f"{out} is not proven: {'; '.join(problems)}. Likely: {likely_cause(found)}. See {target}.")
+        raise DivergedError(f"{out} is not proven: {'; '.join(problems)}. Likely: {found.cause}. See {target}.")
     if not found:
         complain(f"{out} is UNPROVEN: nobody has compared it with the live adapter.")

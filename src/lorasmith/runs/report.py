@@ -26,8 +26,12 @@ from lorasmith.runs.settings import world_size
 from lorasmith.runs.watch import Watch
 
 ACTING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+NEXT = {"reward": "python scripts/reward.py {folder} --score ROWS"}
 CONTRACT = "template_contract.json"
-ACCURACY = "eval_rewards/accuracies"
+ACCURACIES = {
+    "eval_rewards/accuracies": "held-out pairs on which the preferred answer gained more",
+    "eval_accuracy": "held-out pairs whose preferred answer scores higher",
+}
 SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
 
 
@@ -155,13 +159,14 @@ def finish(
     write_card(folder, run)
     for line in clean_folder(folder):
         say(line)
-    next_command = f"python scripts/chat.py {folder}"
+    next_command = NEXT.get(run["method"], "python scripts/chat.py {folder}").format(folder=folder)
     run_folder.write_status(folder, 0, "done", steps, next_command)
     before, after = metrics["before"], metrics["after"]
     if before and after:
         say(f"evaluation loss: {before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after")
-        if ACCURACY in after:
-            say(f"held-out pairs on which the preferred answer gained more: {after[ACCURACY]:.1%}")
+        for name, told in ACCURACIES.items():
+            if name in after:
+                say(f"{told}: {after[name]:.1%}")
     say(f"picture: {picture}")
     say(f"adapter: {folder}")
     say(f"next: {next_command}")
