@@ -38,8 +38,8 @@ CPU what the process already holds is added. Rows are counted with padding: the 
 
 What a method adds (`lorasmith/memory/methods.py` has it in one place): a pair of answers is two sequences, which stay
 in one micro-batch. dpo and kto have a moment more, in which the reference reads the batch while the policy's
-activations are held, and a frozen copy of an adapter that is gone on with. orpo and cpo hold the logits of all
-positions at once, 14 bytes a position and word. reward has one score in the output layer's place.
+activations are held, and a frozen copy of an adapter that is gone on with. orpo scores the preferred answer's prompt
+too. reward has one score in the output layer's place.
 
 Speeds come from the last run of the same model and settings on this machine, else from its matrix-product rate
 (`python scripts/doctor.py` measures it), else from 30 % of the card's data sheet, which is assumed.

@@ -92,7 +92,7 @@ def test_what_is_written_fits_counts_pairs_and_keeps_the_script(tmp_path):
     path = a_recipe(tmp_path, pairs_of_orders(40), "dpo", run={"effective_batch": 8, "micro_batch": 8})
     first = "# yaml-language-server: $schema=../dpo.schema.json\n"
     path.write_text(first + path.read_text())
-    tight = ["--gpu", "0.545", "run.gradient_checkpointing=true"]
+    tight = ["--gpu", "0.525", "run.gradient_checkpointing=true"]
     before = launch("scripts/plan.py", path, *tight)
     assert before.returncode == 3, before.stdout + before.stderr
     written = launch("scripts/plan.py", path, *tight, "--write")
@@ -233,33 +233,6 @@ def test_a_score_stands_in_the_place_of_the_output_layer(kind, tied):
     assert base_bytes(shape, setting) == 4 * frozen
     assert setting.adapter_weights(shape) + setting.whole == trained
     assert "loss" in plan_memory(shape, setting).moments
-
-
-@pytest.mark.parametrize("likelihood", [True, False])
-def test_whole_logits_are_counted_as_trls_orpo_and_cpo_hold_them(likelihood):
-    import torch
-    from trl.experimental.orpo import ORPOTrainer
-
-    rows, tokens, words, width = 4, 64, 8192, 8
-    hidden = torch.randn(rows, tokens, width, requires_grad=True)
-    weight, ids = torch.randn(words, width), torch.randint(0, words, (rows, tokens))
-
-    def loss():
-        logits = hidden @ weight.T
-        chosen = logits[: rows // 2, :-1].contiguous().view(-1, words)
-        nll = torch.nn.functional.cross_entropy(chosen, ids[: rows // 2, 1:].reshape(-1)) if likelihood else 0
-        return nll - ORPOTrainer.get_batch_logps(logits, ids, average_log_prob=True).sum()
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        loss().backward()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda one: one.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    assert peak / (rows * tokens * words) == pytest.approx(14 if likelihood else 12, rel=0.03)
-    setting = a_plan("orpo", run={"micro_batch": 1}).setting
-    assert scored_tokens(setting, 2048) == 2048
 
 
 def test_orpos_likelihood_of_the_preferred_sequence_counts_its_prompt():

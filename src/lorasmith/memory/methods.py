@@ -15,8 +15,8 @@ class Method:
         reads: rows, pairs (a row is two sequences) or judged.
         least: Rows of the smallest micro-batch.
         padded: Whether rows are padded whatever speed.padding_free says.
-        loss: tiles: trl's loss over some logits at a time; logits: over all at once; score: one number a sequence.
-        chunked_loss: Whether speed.chunked_loss replaces the tiles.
+        loss: tiles: over some logits at a time; score: one number a sequence.
+        chunked_loss: Whether speed.chunked_loss replaces trl's tiles.
         frozen_cache: Whether speed.frozen_cache keeps what frozen blocks give.
         reference: Whether the reference reads each batch too, without gradients, while the policy's activations are
             held, and keeps a copy of an adapter that is no new one.
@@ -27,9 +27,9 @@ class Method:
     name: str
     reads: Literal["rows", "pairs", "judged"] = "rows"
     least: int = 1
-    padded: bool = True
-    loss: Literal["tiles", "logits", "score"] = "tiles"
-    chunked_loss: bool = False
+    padded: bool = False
+    loss: Literal["tiles", "score"] = "tiles"
+    chunked_loss: bool = True
     frozen_cache: bool = False
     reference: bool = False
     mixed: bool = False
@@ -46,15 +46,15 @@ class Method:
         return upstream.offloads(self.name)
 
 
-SFT = Method("sft", padded=False, chunked_loss=True, frozen_cache=True)
+SFT = Method("sft", frozen_cache=True)
 METHODS = {
     one.name: one
     for one in (
         SFT,
         Method("dpo", "pairs", reference=True),
         Method("kto", "judged", least=2, reference=True, mixed=True),
-        Method("orpo", "pairs", loss="logits", prompts_scored=True),
-        Method("cpo", "pairs", loss="logits"),
-        Method("reward", "pairs", loss="score"),
+        Method("orpo", "pairs", prompts_scored=True),
+        Method("cpo", "pairs"),
+        Method("reward", "pairs", padded=True, loss="score", chunked_loss=False),
     )
 }

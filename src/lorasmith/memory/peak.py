@@ -10,9 +10,6 @@ from lorasmith.memory.shapes import Linear, Shape
 
 GIB = 1 << 30
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768  # tile of trl's chunked loss (trl.kernels.chunked_logprob)
-# A position and word of whole logits: their float32, CrossEntropy's copy of the preferred half, and gradients of both;
-# measured on the lines of trl's ORPO and CPO trainers (1.16), whose likelihood of the preferred answer can be off (12).
-WHOLE_LOGITS, WHOLE_LOGITS_SEEN = 14, 8  # bytes, with gradients and without
 LOGIT_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of logits in float32 that speed.chunked_loss makes at once
 CUDA_CONTEXT = GIB // 2  # CUDA's own memory and cuBLAS workspaces, outside of torch's allocator; typical, unmeasured
 FRAGMENTATION = 0.03  # of the dynamic memory, lost between blocks of torch's CUDA allocator; assumed until measured
@@ -51,12 +48,14 @@ class Setting:
         packed: Whether rows share a sequence, as trainer.packing has them.
         flat: Whether rows of a micro-batch lie one behind the other, with attention that needs no mask.
         lengths: Of the longest rows, longest first, which make the largest flat micro-batch.
+        pairs: Of the longest pairs, what both sequences begin with counted once; empty where that is not known.
         frozen_below: Blocks below the first that carries the adapter.
         states: Bytes of the computer's memory that their kept output takes (speed.frozen_cache).
         fused: Whether linear layers, MLPs and norms are one step each (speed.fused_lora).
         chunked_loss: Whether the loss is speed.chunked_loss, else `loss`.
-        loss: tiles, logits or score, as `methods.Method` has them.
+        loss: tiles or score, as `methods.Method` has them.
         prompts_scored: Whether all tokens of every other row are in the loss, not the trained ones alone.
+        described: Whether the entropy of each scored position is wanted too.
         reference: Whether a reference reads the batch too, without gradients.
         mixed: Tokens of the longest answer behind another row's prompt, where those are read besides; else 0.
         copied: Whether a frozen copy of the adapter is kept, as the reference.
@@ -84,12 +83,14 @@ class Setting:
     packed: bool = False
     flat: bool = False
     lengths: tuple[int, ...] = ()
+    pairs: tuple[int, ...] = ()
     frozen_below: int = 0
     states: int = 0
     fused: bool = False
     chunked_loss: bool = False
     loss: str = "tiles"
     prompts_scored: bool = False
+    described: bool = False
     reference: bool = False
     mixed: int = 0
     copied: bool = False
@@ -108,12 +109,19 @@ class Setting:
         """Positions of the largest micro-batch."""
         if not self.flat or self.packed or not self.lengths:
             return self.micro_batch * self.longest
+        if self.pairs:
+            return sum(min(both, 2 * self.longest) for both in self.pairs[: self.micro_batch // 2])
         return sum(min(length, self.longest) for length in self.lengths[: self.micro_batch])
 
     @property
     def readings(self) -> int:
         """Forward passes without gradients for each that is trained."""
         return self.reference + (1 + self.reference) * bool(self.mixed)
+
+    @property
+    def alone(self) -> int:
+        """Positions of the largest micro-batch if each sequence lay down its whole prompt."""
+        return sum(min(length, self.longest) for length in self.lengths[: self.micro_batch])
 
     def recomputed(self, layers: int) -> int:
         """Blocks whose activations are computed again."""
@@ -215,7 +223,7 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
 def scored_tokens(s: Setting, tokens: int) -> int:
     """Positions of so many tokens that go through the output layer."""
     shifted = max(1, tokens - s.micro_batch)  # the last token of a row predicts nothing
-    if not s.chunked_loss and s.loss != "tiles":
+    if s.loss == "score":
         return tokens
     if not s.chunked_loss and s.device != "cuda":
         return shifted
@@ -322,7 +330,10 @@ def mask_bytes(shape: Shape, s: Setting) -> int:
         # torch has no kernel here that drops: it keeps softmax, mask and what is left, and scaled queries and keys.
         return 4 * (3 * square * shape.heads + 2 * s.micro_batch * s.longest * shape.heads * shape.head_dim)
     if s.flat:
-        return 0
+        # A row that sees a prompt laid down once attends with a mask of its own, over keys and values joined anew.
+        narrow = shape.kv_heads * shape.head_dim
+        joined = 2 * narrow * (s.alone - s.tokens) + s.micro_batch * s.longest * min(s.supervised + 1, s.longest)
+        return joined * s.itemsize if s.alone > s.tokens else 0
     windowed = shape.window is not None and s.longest > shape.window
     # torch turns a mask into one of numbers, in every block (aten's convert_boolean_attn_mask).
     return square * s.itemsize if s.padded or s.packed or windowed else 0
@@ -338,13 +349,12 @@ def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> 
     if s.loss == "score":
         return scored * shape.hidden * s.itemsize * backward
     if s.chunked_loss and not shape.capped:
-        chunks = -(-scored * 4 * shape.vocab // LOGIT_BYTES[s.device])
+        exponents = 4 * s.described  # beside the logits, where their entropy is asked for
+        chunks = -(-scored * (4 + exponents) * shape.vocab // LOGIT_BYTES[s.device])
         rows = min(scored, -(-scored // max(1, chunks)))
-        logits = rows * shape.vocab * (4 if s.itemsize == 4 else 8)  # in 16 bit before, in float32, in 16 bit behind
+        # In 16 bit before, in float32, in 16 bit behind.
+        logits = rows * shape.vocab * ((4 if s.itemsize == 4 else 8) + exponents)
         return logits + scored * shape.hidden * s.itemsize * (2 if backward else 1) + rows * shape.hidden * s.itemsize
-    if s.loss == "logits":
-        each = WHOLE_LOGITS if backward else WHOLE_LOGITS_SEEN
-        return scored * (shape.vocab * each + shape.hidden * s.itemsize * backward)
     rows, words = min(scored, LOSS_TOKENS), min(shape.vocab, LOSS_WORDS)
     tile = rows * LOSS_WORDS * s.itemsize
     states = scored * shape.hidden * (4 + (s.itemsize if s.micro_batch > 1 else 0)) if backward else 0

@@ -39,6 +39,7 @@ class Rows:
         eval_longest: Tokens of the longest to evaluate on, 0 without any.
         why: Where the lengths come from.
         prompt: Tokens before the first trained one, at most; 0: not known.
+        pairs: Tokens of each pair, what its sequences share counted once; empty: not known.
     """
 
     lengths: list[int]
@@ -48,6 +49,7 @@ class Rows:
     eval_longest: int
     why: str
     prompt: int = 0
+    pairs: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -326,6 +328,7 @@ def setting_of(
         packed=packing,
         flat=flat,
         lengths=tuple(sorted(rows.lengths, reverse=True)[:LONGEST_ROWS]),
+        pairs=tuple(sorted(rows.pairs, reverse=True)[:LONGEST_ROWS]) if recipe.speed.shared_prompts else (),
         frozen_below=below,
         states=round(rows.count * rows.mean * shape.hidden * (4 if dtype == "float32" else 2)) if keeps_states else 0,
         fused=recipe.speed.fused_lora and method in LORA_METHODS and method != "dora" and adapter.dropout == 0,
@@ -333,6 +336,7 @@ def setting_of(
         chunked_loss=by.chunked_loss and recipe.speed.chunked_loss and not whole and not shape.experts,
         loss=by.loss,
         prompts_scored=by.prompts_scored,
+        described=by.reads != "rows",
         reference=by.reference and not trainer.get("precompute_ref_log_probs"),
         mixed=max(longest, rows.prompt + rows.supervised if rows.prompt else 0) if mixed else 0,
         copied=copied,

@@ -5,6 +5,7 @@ from typing import Any
 
 from lorasmith import hardware
 from lorasmith.console import say
+from lorasmith.data.pair_tokens import PairTokens
 from lorasmith.data.prepare import Prepared
 from lorasmith.errors import ModelError
 from lorasmith.hardware import Hardware
@@ -15,6 +16,7 @@ from lorasmith.memory.plans import Plan, Rows, make_plan
 from lorasmith.memory.shapes import UnknownArchitectureError, read_shape
 from lorasmith.recipe import Recipe
 from lorasmith.runs.settings import world_size
+from lorasmith.speed.batches import WORTH_SHARING
 
 LARGEST_UNPLANNED = 8  # sequences of a micro-batch where there is no plan
 
@@ -79,7 +81,13 @@ def rows_of(prepared: Prepared) -> Rows:
     supervised = max((row.supervised for row in prepared.train), default=0)
     longest = max((len(row.input_ids) for row in prepared.eval), default=0)
     prompt = max((len(row.input_ids) - row.supervised for row in prepared.train), default=0)
-    return Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt)
+    pairs = tuple(_laid_down(pair) for pair in getattr(prepared, "train_pairs", ()))
+    return Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt, pairs)
+
+
+def _laid_down(pair: PairTokens) -> int:
+    """Tokens of a pair in a batch without padding: its prompt lies there once, but for the last token."""
+    return pair.tokens - (len(pair.prompt) - 1 if len(pair.prompt) > WORTH_SHARING else 0)
 
 
 def machine_of(device: Hardware) -> Machine:
