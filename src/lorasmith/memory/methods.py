@@ -14,7 +14,6 @@ class Method:
         name: Of the script, a key of `upstream.CONFIGS`.
         reads: rows, pairs (a row is two sequences) or judged.
         least: Rows of the smallest micro-batch.
-        padded: Whether rows are padded whatever speed.padding_free says.
         loss: tiles: over some logits at a time; score: one number a sequence.
         chunked_loss: Whether speed.chunked_loss replaces trl's tiles.
         frozen_cache: Whether speed.frozen_cache keeps what frozen blocks give.
@@ -27,7 +26,6 @@ class Method:
     name: str
     reads: Literal["rows", "pairs", "judged"] = "rows"
     least: int = 1
-    padded: bool = False
     loss: Literal["tiles", "score"] = "tiles"
     chunked_loss: bool = True
     frozen_cache: bool = False
@@ -55,6 +53,6 @@ METHODS = {
         Method("kto", "judged", least=2, reference=True, mixed=True),
         Method("orpo", "pairs", prompts_scored=True),
         Method("cpo", "pairs"),
-        Method("reward", "pairs", padded=True, loss="score", chunked_loss=False),
+        Method("reward", "pairs", loss="score", chunked_loss=False),
     )
 }

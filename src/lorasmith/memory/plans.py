@@ -304,7 +304,7 @@ def setting_of(
     dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
     apart = attention == "sdpa" or attention.startswith("flash_attention")
-    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS and not by.padded
+    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
     keeps_states = below > 0 and flat and recipe.speed.frozen_cache and by.frozen_cache and processes == 1
     mixed = by.mixed and trainer.get("loss_type", "kto") == "kto"
     setting = Setting(

@@ -1,4 +1,4 @@
-"""The log-probabilities of answers for trl's preference trainers: without padding, a pair's prompt computed once.
+"""Log-probabilities and scores of answers for trl's preference trainers: no padding, a pair's prompt computed once.
 
 trl 1.16 asks a model for them by a keyword of its forward (trl.trainer.utils.add_fused_lm_head). On a CPU it projects
 every position there, prompts and padding too, and it projects a second time in backward. Here the same keyword is
@@ -7,12 +7,13 @@ answered with `lorasmith.speed.loss`, over rows that lie one behind the other wh
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lorasmith.speed.batches import ROWS, WORTH_SHARING, Span
 from lorasmith.speed.loss import token_losses
@@ -33,41 +34,44 @@ class LaidOut:
         whole: Whether all tokens of the preferred sequence are scored, not only its answer's.
     """
 
-    def __init__(
-        self, padded: Callable[..., dict[str, Any]], share: bool, paired: bool = True, whole: bool = False
-    ) -> None:
+    def __init__(self, padded: Any, share: bool, paired: bool = True, whole: bool = False) -> None:
         self.padded, self.share, self.paired, self.whole = padded, share, paired, whole
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A padded micro-batch and its layout."""
-        return self.laid(self.padded(rows))
+        return self.laid(dict(self.padded(rows)))
 
     def laid(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A micro-batch with the layout of its rows anew."""
         count = len(batch["input_ids"])
         middle = count // 2
         groups = [[i, middle + i] for i in range(middle)] if self.paired and self.share else [[i] for i in range(count)]
-        scored = batch["completion_mask"].clone()
+        ids, attended, pad = batch["input_ids"], batch["attention_mask"], self.padded.pad_token_id
+        scored = batch.get("completion_mask", torch.zeros_like(attended)).clone()
         if self.whole:
-            scored[:middle] = batch["attention_mask"][:middle]
-        batch = batch | {LAYOUT: lay_out(batch["input_ids"], batch["attention_mask"], scored, groups)}
+            scored[:middle] = attended[:middle]
+        batch = batch | {LAYOUT: lay_out(ids, attended, scored, groups, pad)}
         if "KL_input_ids" in batch:
-            ids, attended, answer = (batch[f"KL_{name}"] for name in ("input_ids", "attention_mask", "completion_mask"))
-            batch[OTHER_LAYOUT] = lay_out(ids, attended, answer, [[i] for i in range(count)])
+            ids, attended, scored = (batch[f"KL_{name}"] for name in ("input_ids", "attention_mask", "completion_mask"))
+            batch[OTHER_LAYOUT] = lay_out(ids, attended, scored, [[i] for i in range(count)], pad)
         return batch
 
 
-def lay_out(input_ids: Tensor, attention_mask: Tensor, scored: Tensor, groups: list[list[int]]) -> dict[str, Any]:
+def lay_out(
+    input_ids: Tensor, attention_mask: Tensor, scored: Tensor, groups: list[list[int]], pad: int
+) -> dict[str, Any]:
     """Padded rows one behind the other, what a group begins with laid down once.
 
     Args:
         input_ids, attention_mask, scored: (rows, tokens), padded on the right; 1 in `scored` at tokens whose
             log-probability is wanted.
         groups: The rows, those together that may begin alike.
+        pad: The token that rows are filled up with.
 
     Returns:
-        What a model takes of a flat batch of shape (1, tokens), and under `targets`, `before` and `places`, each
-        (scored tokens,): the tokens, where in the batch each is predicted, and where it stands in (rows, tokens - 1).
+        What a model takes of a flat batch of shape (1, tokens); under `targets`, `before` and `places`, each
+        (scored tokens,): the tokens, where in the batch each is predicted, and where it stands in (rows, tokens - 1);
+        and under `ends`, (rows,), where each row's last token stands that is not `pad`.
     """
     width = input_ids.shape[1]
     lengths = attention_mask.sum(1).tolist()
@@ -77,6 +81,7 @@ def lay_out(input_ids: Tensor, attention_mask: Tensor, scored: Tensor, groups: l
     positions: list[int] = []
     spans: list[Span] = []
     found: list[tuple[int, int, int]] = []
+    ends = [0] * len(rows)
     for group in groups:
         common = _common([rows[row] for row in group])
         begin = len(tokens)
@@ -89,22 +94,24 @@ def lay_out(input_ids: Tensor, attention_mask: Tensor, scored: Tensor, groups: l
             tokens += rows[row][common:]
             positions += range(common, lengths[row])
             spans.append(Span(start, len(tokens), begin, common))
-            for at in wanted[row]:
-                before = begin + at - 1 if at <= common else start + at - 1 - common
-                found.append((rows[row][at], before, row * (width - 1) + at - 1))
-    ends = torch.tensor([0, *(span.end for span in spans)], dtype=torch.int32)
+            here = [*range(begin, begin + common), *range(start, len(tokens))]
+            found += [(rows[row][at], here[at - 1], row * (width - 1) + at - 1) for at in wanted[row]]
+            ends[row] = next((place for place in reversed(here) if tokens[place] != pad), here[0])
+    borders = torch.tensor([0, *(span.end for span in spans)], dtype=torch.int32)
     longest = max(span.end - span.start for span in spans)
     columns = torch.tensor(found, dtype=torch.long).reshape(-1, 3).unbind(1)
     flat = {
         "input_ids": torch.tensor(tokens)[None],
         "position_ids": torch.tensor(positions)[None],
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
         "max_length_q": longest,
         "max_length_k": longest,
         ROWS: tuple(spans),
     }
-    return {"model": flat} | dict(zip(("targets", "before", "places"), columns, strict=True))
+    return {"model": flat, "ends": torch.tensor(ends)} | dict(
+        zip(("targets", "before", "places"), columns, strict=True)
+    )
 
 
 def _common(rows: list[list[int]]) -> int:
@@ -128,9 +135,13 @@ def answering(trainer: type[Any], wanted: bool) -> type[Any]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            unlike = self.aux_loss_enabled or getattr(self, "use_weighting", False)
-            if wanted and not unlike and self.compute_loss_func is None and has_plain_head(self):
-                give_answers(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+            base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            unlike = getattr(self, "aux_loss_enabled", False) or getattr(self, "use_weighting", False)
+            unlike = unlike or self.compute_loss_func is not None
+            if hasattr(base, "score"):
+                give_scores(base)
+            elif wanted and not unlike and has_plain_head(self):
+                give_answers(base)
             elif isinstance(self.data_collator, LaidOut):
                 self.data_collator = self.data_collator.padded
 
@@ -176,6 +187,21 @@ def give_answers(model: Any) -> None:
             hidden = states.index_select(0, layout["before"])
         found = token_losses(hidden, targets, self.get_output_embeddings(), scale, described=True)
         return _as_trl_gives_them(found, places, (labels.shape[0], labels.shape[1] - 1))
+
+    model.forward = types.MethodType(forward, model)
+
+
+def give_scores(model: Any) -> None:
+    """Let a sequence classifier's forward score rows that come with their layout."""
+    original = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layout = kwargs.pop(LAYOUT, None)
+        if layout is None:
+            return original(*args, **kwargs)
+        states = self.base_model(**layout["model"], use_cache=False).last_hidden_state[0]
+        return SequenceClassifierOutput(logits=self.score(states.index_select(0, layout["ends"])))
 
     model.forward = types.MethodType(forward, model)
 
