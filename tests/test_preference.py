@@ -1,6 +1,7 @@
 """What every training on preferences keeps: levers, halves, two processes, kill and resume, and what it refuses."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -156,3 +157,24 @@ def test_a_killed_run_goes_on_to_the_same_adapter(recipes, tmp_path, name):
     assert "resumed: the run goes on behind step" in again.stdout
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_the_documented_chain_goes_from_rows_to_a_proven_merge(recipes, trained, tmp_path):
+    """docs/preference.md: sft.py, dpo.py from its adapter, merge.py; here on the session's short sft run."""
+    preferred, merged = tmp_path / "preferred", tmp_path / "merged"
+    done = launch(
+        "scripts/dpo.py", recipes["dpo"], f"adapter.from={trained}", "model.quantization=nf4", "trainer.max_steps=40",
+        "trainer.learning_rate=3e-3", "trainer.logging_steps=20", f"output_dir={preferred}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = json.loads((preferred / "run.json").read_text())
+    assert run["metrics"]["before"]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4), "its reference is the sft run"
+    assert run["metrics"]["after"]["eval_rewards/accuracies"] > 0.7
+    done = launch("scripts/eval.py", preferred, "--data", ROOT / "quickstart/data/heldout.jsonl", "--limit", "4")
+    assert done.returncode == 0, done.stderr
+    done = launch("scripts/merge.py", preferred, "--out", merged)
+    assert done.returncode == 0, done.stderr
+    proof = json.loads((merged / "proof.json").read_text())
+    assert proof["proven"]
+    assert proof["drift"]["top1"] > 0.95

@@ -11,6 +11,15 @@ WAYS = {
     "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
     "reward": "a Bradley-Terry loss on pairs of answers (arXiv 2203.02155)",
 }
+GAINED, LIKELIER = "preferred answer gained more probability", "preferred answer is the likelier one"
+# What an evaluation says of preferences: its key, and what it is the share of.
+ACCURACIES = {
+    "dpo": ("eval_rewards/accuracies", GAINED),
+    "orpo": ("eval_rewards/accuracies", LIKELIER),
+    "cpo": ("eval_rewards/accuracies", LIKELIER),
+    "kto": ("eval_rewards/accuracies", "wanted answer gained more than an unwanted one"),
+    "reward": ("eval_accuracy", "preferred answer scores higher"),
+}
 _USE = """\
 ## Use
 
@@ -165,10 +174,10 @@ def _scores(run: dict[str, Any]) -> str:
         rows = f"{run['data']['eval_account']['trained']} held out while training"
         delta = after["eval_loss"] - before["eval_loss"]
         lines.append(f"| {rows} | loss | {before['eval_loss']:.3f} | {after['eval_loss']:.3f} | {delta:+.3f} | |")
-        if "eval_accuracy" in after:
-            shares = before["eval_accuracy"], after["eval_accuracy"]
-            told = f"{shares[0]:.3f} | {shares[1]:.3f} | {shares[1] - shares[0]:+.3f}"
-            lines.append(f"| {rows} | preferred answer scores higher | {told} | |")
+        key, told = ACCURACIES.get(run["method"], ("", ""))
+        if key in before and key in after:
+            shares = f"{before[key]:.3f} | {after[key]:.3f} | {after[key] - before[key]:+.3f}"
+            lines.append(f"| {rows} | {told} | {shares} | |")
     for evaluation in run["evaluations"]:
         rows = f"{evaluation['rows']} of {evaluation['data']}"
         for name, score in evaluation["scores"].items():

@@ -20,7 +20,7 @@ from lorasmith.recipe import Recipe
 from lorasmith.recipe_sections import recipe_text
 from lorasmith.reliability.resume import Resume
 from lorasmith.runs import folder as run_folder
-from lorasmith.runs.card import write_card
+from lorasmith.runs.card import ACCURACIES, write_card
 from lorasmith.runs.plots import draw
 from lorasmith.runs.settings import world_size
 from lorasmith.runs.watch import Watch
@@ -28,10 +28,6 @@ from lorasmith.runs.watch import Watch
 ACTING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 NEXT = {"reward": "python scripts/reward.py {folder} --score ROWS"}
 CONTRACT = "template_contract.json"
-ACCURACIES = {
-    "eval_rewards/accuracies": "held-out pairs on which the preferred answer gained more",
-    "eval_accuracy": "held-out pairs whose preferred answer scores higher",
-}
 SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
 
 
@@ -155,7 +151,7 @@ def finish(
         keep_speed(run["plan"]["kind"], watch.tokens_per_second / world_size())
     if not run["recipe"]["run"]["keep_checkpoints"]:
         run_folder.drop_checkpoints(folder)
-    picture = draw(watch.history, folder / "plots")
+    picture = draw(watch.history, folder / "plots", run["method"])
     write_card(folder, run)
     for line in clean_folder(folder):
         say(line)
@@ -164,9 +160,9 @@ def finish(
     before, after = metrics["before"], metrics["after"]
     if before and after:
         say(f"evaluation loss: {before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after")
-        for name, told in ACCURACIES.items():
-            if name in after:
-                say(f"{told}: {after[name]:.1%}")
+        key, told = ACCURACIES.get(run["method"], ("", ""))
+        if key in after:
+            say(f"held out: the {told} in {after[key]:.1%}")
     say(f"picture: {picture}")
     say(f"adapter: {folder}")
     say(f"next: {next_command}")
