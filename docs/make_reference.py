@@ -13,7 +13,7 @@ from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import OWNED
 
 SCRIPTS = (
-    "prepare", "sft", "dpo", "kto", "reward", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize",
+    "prepare", "sft", "dpo", "orpo", "cpo", "kto", "reward", "plan", "doctor", "launch", "eval", "chat", "merge", "quantize",
     "adapter",
 )  # fmt: skip
 
