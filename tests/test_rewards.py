@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHARED, needs_shared
+from conftest import BASE, ROOT, SHARED, needs_shared
 
 from lorasmith.errors import RecipeError
 from lorasmith.rewards import sandbox
 from lorasmith.rewards.checking import check
 from lorasmith.rewards.loading import load
+from lorasmith.rewards.locked import CALLS, CHANGES, FCNTL, MACHINES, OPENAT
 from lorasmith.rewards.sandbox import Limits, accepted, protection, run, run_all, run_as
 from lorasmith.rewards.texts import fenced, text_of
 
@@ -185,6 +186,28 @@ def test_ordinary_programs_find_the_standard_library(kind):
         "import time\ntime.sleep(0.01)\nprint('hello')"
     )
     assert run_as(kind, code, "assert Point().x == 1", Limits(seconds=10.0)).reason == ""
+
+
+@needs_lock
+@pytest.mark.parametrize("kind", LOCKED)
+def test_every_call_of_the_system_that_is_not_allowed_fails_by_any_door(kind):
+    column = MACHINES[os.uname().machine][0]
+    tables = [*CALLS.values(), OPENAT, FCNTL, *(CHANGES.values() if kind == "landlock" else ())]
+    closed = sorted(set(range(600)) - {numbers[column] for numbers in tables})
+    closed += [0x40000000 + number for number in range(600)]  # the x32 door of x86_64
+    code = (
+        "import ctypes, errno\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+        f"for number in {closed}:\n"
+        "    if library.syscall(number, 0, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != errno.ENOSYS:\n"
+        "        raise RuntimeError(number)\n"
+    )
+    assert run_as(kind, code, "", Limits(seconds=5.0)).reason == ""
+    if column == 0:  # getpid as a 32-bit program asks for it, in machine code
+        door = (
+            "import ctypes, mmap\nroom = mmap.mmap(-1, 4096, prot=7)\nroom.write(bytes.fromhex('b814000000cd80c3'))\n"
+            "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(room)))()\n"
+        )
+        assert run_as(kind, door, "", QUICK).reason in ("ended by SIGSYS", "ended by SIGSEGV")
 
 
 @pytest.mark.skipif("landlock" not in LOCKED, reason="this machine has no Landlock")
@@ -529,7 +552,54 @@ def test_a_reward_that_raises_in_mid_run_names_its_line(tmp_path):
         reward.function(prompts=["p"], completions=[""])
 
 
-def test_every_shipped_function_is_named_in_the_docs():
+def test_the_page_names_every_shipped_function_and_its_example_and_error_are_real(tmp_path, monkeypatch):
     page = (ROOT / "docs/rewards.md").read_text()
     for file in sorted((ROOT / "rewards").glob("*.py")):
-        assert f"rewards/{file.name}" in page
+        functions = re.findall(r"^def (\w+)\(\n? *completion\w*,", file.read_text(), re.MULTILINE)
+        assert functions
+        for name in functions:
+            assert f"`rewards/{file.name}:{name}`" in page
+    (tmp_path / "my").mkdir()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my/rewards.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    polite = load([{"function": "my/rewards.py:polite", "words": 3}])[0]
+    assert polite.function(completions=["Well, thank you.", "It is 4, thank you."]) == [1.0, 0.0]
+    (tmp_path / "my/rewards.py").write_text(
+        example.replace("for one in completions", "for one in completions if columns['tone']")
+    )
+    with pytest.raises(RecipeError) as caught:
+        load([{"function": "my/rewards.py:polite", "words": 3}])[0].function(completions=["a"])
+    assert f"error: {caught.value}" in page
+
+
+@pytest.mark.slow
+def test_trl_calls_a_reward_with_the_arguments_of_the_check(tmp_path):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from lorasmith.rewards.checking import as_trl
+
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import json\n"
+        "def f(completions, **columns):\n"
+        f"    open({str(tmp_path / 'seen')!r}, 'w').write(json.dumps([sorted(columns), completions[0]]))\n"
+        "    return [float(i) for i in range(len(completions))]\n"
+    )
+    rewards = load([f"{path}:f", {"function": "rewards/match.py:numeric", "weight": 0.5}])
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=2, num_generations=2, max_completion_length=8,
+        use_cpu=True, bf16=False, report_to="none", logging_steps=1, reward_weights=[reward.weight for reward in rewards],
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        BASE, [reward.function for reward in rewards], args=config, train_dataset=Dataset.from_list(ROWS)
+    )
+    trainer.train()
+    [logged] = [event for event in trainer.state.log_history if "rewards/f/mean" in event]
+    assert logged["rewards/f/mean"] == 0.5
+    assert logged["rewards/numeric/mean"] == 0.0
+    seen, completion = json.loads((tmp_path / "seen").read_text())
+    given = as_trl(ROWS, [row["answer"] for row in ROWS])
+    assert seen == sorted(given.keys() - {"completions"})
+    assert completion[0].keys() == given["completions"][0][0].keys()

@@ -119,11 +119,9 @@ def import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        where = (
-            f"{error.filename}:{error.lineno}"
-            if isinstance(error, SyntaxError)
-            else raised_at(error, str(path)) or path
-        )
+        where = raised_at(error, str(path)) or str(path)
+        if isinstance(error, SyntaxError):
+            where = f"{error.filename}:{error.lineno}"
         raise RecipeError(f"{where}: importing it raised {told(error)}. Mend the file.") from error
     finally:
         sys.path.remove(folder)

@@ -1,18 +1,17 @@
 """Inside the sandbox: lock this process up, then run the code and its tests. Imports nothing of ours.
 
 Started by sandbox.py as `python -I -S -B locked.py` in an empty folder, with a marshalled dict on standard input. The
-last line of the output is the dict's `proof` if the tests passed, else what went wrong.
+last line of the output is the dict's `proof` if the tests passed, else what went wrong. Few imports: each program waits
+for them.
 
 A process locked by Linux has one thread, starts no other, and reaches no other: of the system's calls it keeps those
 that work on its own memory, on its own files and on the clock (seccomp, an allow list). Files are opened where Landlock
 allows it, or without Landlock for reading only.
 """
 
-import contextlib
 import ctypes
 import marshal
 import os
-import platform
 import resource
 import struct
 import sys
@@ -61,8 +60,6 @@ def main() -> None:
         end = task["proof"]
     except BaseException as error:  # SystemExit too: a program that ends has not passed its tests
         end = described(error)
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
     say(end)
     os._exit(0)
 
@@ -183,7 +180,7 @@ def close_files(system: ctypes.CDLL) -> None:
 
 def syscall_filter(with_landlock: bool) -> bytes:
     """A program of the kernel's packet filter (seccomp(2)) that allows the calls above and fails all others."""
-    column, machine = MACHINES[platform.machine()]
+    column, machine = MACHINES[os.uname().machine]
 
     def step(code: int, jump_true: int, jump_false: int, value: int) -> bytes:
         return struct.pack("HBBI", code, jump_true, jump_false, value)
