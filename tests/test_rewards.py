@@ -33,15 +33,16 @@ def score(name, completions, **columns):
     return load([name])[0].function(completions=completions, **columns)
 
 
-def programs_running():
-    """Process ids of programs of the sandbox, of whichever parent."""
+def programs_running(parent):
+    """Process ids of programs of the sandbox, of whichever parent, whose folder is or was made in this one."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
+            there = Path(os.readlink(folder / "cwd")).is_relative_to(parent)
         except OSError:
             continue
-        if str(sandbox.LOCKED).encode() in words:
+        if there and str(sandbox.LOCKED).encode() in words:
             found.append(int(folder.name))
     return found
 
@@ -101,7 +102,7 @@ def test_an_attack_scores_nothing_and_leaves_nothing(name, kind, programs_folder
     assert outcome.reason
     assert "\n" not in outcome.reason
     assert took < 3.0
-    assert not programs_running()
+    assert not programs_running(programs_folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "programs"]
     assert (tmp_path / "kept").read_text() == "kept"
     assert not list(programs_folder.iterdir())
@@ -117,7 +118,7 @@ def test_the_reward_goes_on_past_every_attack_at_once(programs_folder):
         {"function": "rewards/code.py:passes_tests", "seconds": 1.5}, completions, tests=[GOOD[1]] * len(completions)
     )
     assert scores == [0.0, 1.0] * len(ATTACKS)
-    assert not programs_running()
+    assert not programs_running(programs_folder)
     assert not list(programs_folder.iterdir())
 
 
@@ -193,7 +194,8 @@ def test_ordinary_programs_find_the_standard_library(kind):
 def test_every_call_of_the_system_that_is_not_allowed_fails_by_any_door(kind):
     column = MACHINES[os.uname().machine][0]
     tables = [*CALLS.values(), OPENAT, FCNTL, *(CHANGES.values() if kind == "landlock" else ())]
-    closed = sorted(set(range(600)) - {numbers[column] for numbers in tables})
+    # uretprobe and uprobe, which kernels from 6.14 on let past every filter: they do nothing that no debugger prepared
+    closed = sorted(set(range(600)) - {numbers[column] for numbers in tables} - {335, 336})
     closed += [0x40000000 + number for number in range(600)]  # the x32 door of x86_64
     code = (
         "import ctypes, errno\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
@@ -249,14 +251,14 @@ def test_a_program_ends_with_the_trainer_that_was_killed(tmp_path):
     trainer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
     deadline = time.monotonic() + 20
     # The folder is there while the protection is tried out, too; the program that stays is the one that sleeps.
-    while time.monotonic() < deadline and not sleeping(programs_running()):
+    while time.monotonic() < deadline and not sleeping(programs_running(tmp_path)):
         time.sleep(0.05)
-    assert programs_running()
+    assert programs_running(tmp_path)
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
-    while time.monotonic() < deadline and programs_running():
+    while time.monotonic() < deadline and programs_running(tmp_path):
         time.sleep(0.05)
-    assert not programs_running()
+    assert not programs_running(tmp_path)
 
 
 def sleeping(ids):

@@ -154,6 +154,7 @@ def watch(process: subprocess.Popen[bytes], task: bytes, folder: Path, limits: L
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):  # ended before it had read all: the code says why
         process.stdin.write(task)
+    with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     output, descriptor = bytearray(), process.stdout.fileno()
     with selectors.DefaultSelector() as selector:
