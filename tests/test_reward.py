@@ -281,6 +281,24 @@ def test_a_merge_that_drifts_is_left_unproven(learnt, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_the_proof_compares_scores_by_their_spread_and_their_order():
+    from lorasmith.export.score_proof import ScoreReference, score_drift
+    from lorasmith.limits import SCORE_LIMITS
+
+    live = ScoreReference([([1], [2])] * 3, [(3.0, 1.0), (1.0, 3.0), (3.0, 1.0)])  # a standard deviation of 1
+    same = score_drift("merged", live, live.scores)
+    assert (same.order, same.difference, same.spread, same.beyond(SCORE_LIMITS)) == (1, 0, 1, [])
+    assert same.accuracy_live == same.accuracy == pytest.approx(2 / 3)
+    turned = score_drift("merged", live, [(1.0, 3.0), (1.0, 3.0), (3.0, 1.0)])
+    assert (turned.order, turned.difference) == (pytest.approx(2 / 3), 2)
+    assert turned.accuracy == pytest.approx(1 / 3)
+    assert len(turned.beyond(SCORE_LIMITS)) == 2
+    moved = score_drift("merged", live, [(a + 0.5, b + 0.5) for a, b in live.scores])
+    assert (moved.order, moved.difference) == (1, 0.5), "one that orders alike and scores otherwise drifts too"
+    assert moved.beyond(SCORE_LIMITS) == ["a score differs by 0.5000 standard deviations, at most 0.25 is wanted"]
+    assert score_drift("merged", live, [(float("nan"), 1.0)] * 3).beyond(SCORE_LIMITS)
+
+
 def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, recipe, language_adapter, tmp_path):
     from lorasmith import adapters, models
 
