@@ -48,6 +48,7 @@ def test_plain_pairs_are_taken_as_they_are_and_end_with_the_eos_token(tokenizer,
     assert tokenizer.decode(found.rejected) == " black." + tokenizer.eos_token
 
 
+@pytest.mark.scorecard(row="R13")
 @pytest.mark.parametrize("answers", [("Yes, three blue kettles.", "No."), ("Yes.", "No, there is no blue kettle.")])
 def test_the_prompt_is_cut_for_both_answers_alike_and_no_answer_is(tokenizer, tmp_path, answers):
     row = chat("Order for Tess, Lima: three blue kettles, Wednesday. " * 4, *answers)
@@ -65,6 +66,7 @@ def test_the_prompt_is_cut_for_both_answers_alike_and_no_answer_is(tokenizer, tm
         fit_pairs([whole], longer, "truncate")
 
 
+@pytest.mark.scorecard(row="R13")
 def test_too_many_long_pairs_are_refused_and_a_few_are_dropped(tokenizer, tmp_path):
     rows = [chat("Hi.", "Yes.", "No.") for _ in range(300)] + [chat("Hi. " * 40, "Yes.", "No.")]
     found = tokenize_pairs(tokenizer, pairs(tmp_path, *rows))

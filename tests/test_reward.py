@@ -116,6 +116,7 @@ def test_held_out_pairs_reach_nine_in_ten(tmp_path, quantization):
     assert time.time() - start < 180
 
 
+@pytest.mark.scorecard(row="R8")
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     import trl
 
@@ -169,6 +170,7 @@ def test_fused_steps_give_the_same_losses(recipe, tmp_path):
     assert max(abs(a - b) for a, b in zip(plain, fused, strict=True)) < 1e-4
 
 
+@pytest.mark.scorecard(row="kill preferences")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_adapter(recipe, tmp_path, how):
@@ -242,6 +244,7 @@ BAD_TO_SCORE = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("name", BAD_TO_SCORE)
 def test_a_row_that_cannot_be_scored_is_one_line(learnt, tmp_path, name):
     row, told = BAD_TO_SCORE[name]
@@ -341,6 +344,7 @@ def test_a_language_models_adapter_starts_a_reward_model_with_a_new_head(recipe,
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.scorecard(row="R11")
 def test_a_head_that_is_lost_or_another_is_refused(learnt, rows, tmp_path):
     from lorasmith import adapters, models
     from lorasmith.recipe import Model
@@ -423,6 +427,7 @@ def test_real_pairs_train_unedited(recipe, tmp_path):
     assert account["read"] == account["trained"] + sum(account["dropped"].values())
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("name", WRONG)
 def test_a_broken_pair_is_one_line(recipe, tmp_path, name):
     row, told = WRONG[name]
