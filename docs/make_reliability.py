@@ -29,10 +29,15 @@ What every training script does, without being asked:
 - **Finite or stop.** A loss or gradient that is not finite stops the run before the optimizer's step, with the step,
   the first module, the rows as file:line, and their tokens saved in `private/` (exit code 4).
 - **Out of memory in mid-run** on one device: the micro-batch is done again in halves, with the same loss, and such
-  batches are halved from there on. The worst batch, an evaluation of the longest rows and a save are rehearsed before
-  the first step, so that what must fail fails in the first minute (exit code 3, with the change that mends it).
-- **What is written is read back**: the adapter's keys, shapes, finiteness, and that it changes the logits. An adapter
-  is refused on other weights than those it was trained on, with tensors missing or unknown, or without effect.
+  batches are halved from there on; kto.py, whose estimate is of a whole micro-batch, ends instead. The worst batch, an
+  evaluation of the longest rows and a save are rehearsed before the first step, so that what must fail fails in the
+  first minute (exit code 3, with the change that mends it).
+- **A preference starts at its reference.** With its own loss (sigmoid) dpo.py must begin at ln 2 to 1e-4, else the
+  policy is not what it is compared with, and the run is refused. Whatever is cut, both answers of a pair stay whole
+  behind the same prompt.
+- **What is written is read back**: the adapter's keys, shapes, finiteness, and that it changes the logits; of a reward
+  model also its head. An adapter is refused on other weights than those it was trained on, with tensors missing or
+  unknown, or without effect.
 - **A hung process ends** after `run.hang_minutes` (30) with the stacks of its threads in `private/` and exit code 5.
 - **Known failures of the libraries** end in one line with cause and remedy: `docs/troubleshooting.md`.
 

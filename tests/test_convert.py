@@ -397,6 +397,7 @@ BROKEN_PAIRS = [
 ]  # fmt: skip
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize(("row", "reason"), BROKEN_PAIRS, ids=range(len(BROKEN_PAIRS)))
 def test_a_broken_pair_is_named(row, reason, tmp_path):
     path = write_rows(tmp_path / "r.jsonl", MADE["preference"][0])
@@ -421,6 +422,7 @@ BROKEN_VERDICTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize(("row", "reason"), BROKEN_VERDICTS, ids=range(len(BROKEN_VERDICTS)))
 def test_a_broken_verdict_is_named(row, reason, tmp_path):
     path = write_rows(tmp_path / "r.jsonl", MADE["kto"][0], row)

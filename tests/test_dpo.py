@@ -82,6 +82,7 @@ def test_held_out_pairs_reach_nine_in_ten(recipe, tmp_path, quantization):
     assert json.loads((folder / "run.json").read_text())["metrics"]["after"]["eval_rewards/accuracies"] >= 0.9
 
 
+@pytest.mark.scorecard(row="R8")
 @pytest.mark.parametrize("shape", ["messages", "text"])
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path, shape):
     import trl
@@ -186,6 +187,7 @@ def test_a_policy_that_is_not_its_reference_is_refused():
     start.on_train_begin(None, State(), None)
 
 
+@pytest.mark.scorecard(row="kill preferences")
 def test_a_killed_run_goes_on_to_the_same_adapter(recipe, tmp_path):
     words = [sys.executable, "scripts/dpo.py", str(recipe), "trainer.max_steps=40"]
     whole = subprocess.run([*words, f"output_dir={tmp_path}/whole"], cwd=ROOT, capture_output=True, text=True)
@@ -231,6 +233,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("name", WRONG)
 def test_a_broken_pair_is_one_line(recipe, tmp_path, name):
     row, told = WRONG[name]

@@ -51,6 +51,7 @@ def test_held_out_answers_are_told_apart(recipe, tmp_path, quantization):
     assert after["eval_rewards/margins"] > 0.4
 
 
+@pytest.mark.scorecard(row="R8")
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     import trl
 
@@ -115,6 +116,7 @@ WRONG = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("name", WRONG)
 def test_a_broken_row_is_one_line(recipe, tmp_path, name):
     row, told = WRONG[name]

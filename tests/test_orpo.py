@@ -65,6 +65,7 @@ def plain_losses(method, rows, folder, **options):
     return [event["loss"] for event in trainer.state.log_history if "loss" in event]
 
 
+@pytest.mark.scorecard(row="R8")
 @pytest.mark.parametrize("name", METHODS)
 def test_our_losses_are_those_of_trls_trainer_over_twenty_steps(recipe, tmp_path, name):
     method, words = METHODS[name]

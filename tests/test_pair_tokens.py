@@ -48,10 +48,14 @@ def test_plain_pairs_are_taken_as_they_are_and_end_with_the_eos_token(tokenizer,
     assert tokenizer.decode(found.rejected) == " black." + tokenizer.eos_token
 
 
-def test_the_prompt_is_cut_for_both_answers_alike_and_no_answer_is(tokenizer, tmp_path):
-    row = chat("Order for Tess, Lima: three blue kettles, Wednesday. " * 4, "Yes, three blue kettles.", "No.")
+@pytest.mark.scorecard(row="R13")
+@pytest.mark.parametrize("answers", [("Yes, three blue kettles.", "No."), ("Yes.", "No, there is no blue kettle.")])
+def test_the_prompt_is_cut_for_both_answers_alike_and_no_answer_is(tokenizer, tmp_path, answers):
+    row = chat("Order for Tess, Lima: three blue kettles, Wednesday. " * 4, *answers)
     [whole] = tokenize_pairs(tokenizer, pairs(tmp_path, row))
-    for limit in range(len(whole.chosen) + 1, whole.longest + 2):
+    longer = max(len(whole.chosen), len(whole.rejected))
+    assert whole.longest == len(whole.prompt) + longer
+    for limit in range(longer + 1, whole.longest + 2):
         [cut], account = fit_pairs([whole], limit, "truncate")
         assert cut.longest == min(limit, whole.longest)
         assert (cut.chosen, cut.rejected) == (whole.chosen, whole.rejected)
@@ -59,9 +63,10 @@ def test_the_prompt_is_cut_for_both_answers_alike_and_no_answer_is(tokenizer, tm
         assert account.truncated == (limit < whole.longest)
         assert account.read == account.trained + sum(account.dropped.values())
     with pytest.raises(DataError, match="no pair is left of 1"):
-        fit_pairs([whole], len(whole.chosen), "truncate")
+        fit_pairs([whole], longer, "truncate")
 
 
+@pytest.mark.scorecard(row="R13")
 def test_too_many_long_pairs_are_refused_and_a_few_are_dropped(tokenizer, tmp_path):
     rows = [chat("Hi.", "Yes.", "No.") for _ in range(300)] + [chat("Hi. " * 40, "Yes.", "No.")]
     found = tokenize_pairs(tokenizer, pairs(tmp_path, *rows))

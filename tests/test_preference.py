@@ -79,6 +79,7 @@ def test_the_levers_change_no_loss(recipes, tmp_path, name):
     assert furthest(fast, plain) < 2e-5
 
 
+@pytest.mark.scorecard(row="R17 preferences")
 @pytest.mark.parametrize("name", [one for one in QUICK if one != "kto"])
 def test_an_update_in_halves_is_the_same_update(recipes, tmp_path, monkeypatch, name):
     from lorasmith.reliability import guarded
@@ -135,6 +136,7 @@ def test_two_processes_train_to_the_losses_of_one(recipes, tmp_path, name):
     assert furthest(*found) < 1e-5
 
 
+@pytest.mark.scorecard(row="kill preferences")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TEACHING if name != "dpo"])
 def test_a_killed_run_goes_on_to_the_same_adapter(recipes, tmp_path, name):

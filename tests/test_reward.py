@@ -116,6 +116,7 @@ def test_held_out_pairs_reach_nine_in_ten(tmp_path, quantization):
     assert time.time() - start < 180
 
 
+@pytest.mark.scorecard(row="R8")
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     import trl
 
@@ -169,6 +170,7 @@ def test_fused_steps_give_the_same_losses(recipe, tmp_path):
     assert max(abs(a - b) for a, b in zip(plain, fused, strict=True)) < 1e-4
 
 
+@pytest.mark.scorecard(row="kill preferences")
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_adapter(recipe, tmp_path, how):
@@ -242,6 +244,7 @@ BAD_TO_SCORE = {
 }
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("name", BAD_TO_SCORE)
 def test_a_row_that_cannot_be_scored_is_one_line(learnt, tmp_path, name):
     row, told = BAD_TO_SCORE[name]
@@ -279,6 +282,24 @@ def test_a_merge_that_drifts_is_left_unproven(learnt, tmp_path):
         run_script("merge", learnt, "--out", tmp_path / "m", "--merge-base", "original", "--limit", "difference=0")
     assert (tmp_path / "m.UNPROVEN/UNPROVEN").is_file()
     assert not (tmp_path / "m").exists()
+
+
+def test_the_proof_compares_scores_by_their_spread_and_their_order():
+    from lorasmith.export.score_proof import ScoreReference, score_drift
+    from lorasmith.limits import SCORE_LIMITS
+
+    live = ScoreReference([([1], [2])] * 3, [(3.0, 1.0), (1.0, 3.0), (3.0, 1.0)])  # a standard deviation of 1
+    same = score_drift("merged", live, live.scores)
+    assert (same.order, same.difference, same.spread, same.beyond(SCORE_LIMITS)) == (1, 0, 1, [])
+    assert same.accuracy_live == same.accuracy == pytest.approx(2 / 3)
+    turned = score_drift("merged", live, [(1.0, 3.0), (1.0, 3.0), (3.0, 1.0)])
+    assert (turned.order, turned.difference) == (pytest.approx(2 / 3), 2)
+    assert turned.accuracy == pytest.approx(1 / 3)
+    assert len(turned.beyond(SCORE_LIMITS)) == 2
+    moved = score_drift("merged", live, [(a + 0.5, b + 0.5) for a, b in live.scores])
+    assert (moved.order, moved.difference) == (1, 0.5), "one that orders alike and scores otherwise drifts too"
+    assert moved.beyond(SCORE_LIMITS) == ["a score differs by 0.5000 standard deviations, at most 0.25 is wanted"]
+    assert score_drift("merged", live, [(float("nan"), 1.0)] * 3).beyond(SCORE_LIMITS)
 
 
 def test_what_needs_tokens_refuses_a_reward_model_before_its_weights(learnt, recipe, language_adapter, tmp_path):
@@ -323,6 +344,7 @@ def test_a_language_models_adapter_starts_a_reward_model_with_a_new_head(recipe,
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
+@pytest.mark.scorecard(row="R11")
 def test_a_head_that_is_lost_or_another_is_refused(learnt, rows, tmp_path):
     from lorasmith import adapters, models
     from lorasmith.recipe import Model
@@ -405,6 +427,7 @@ def test_real_pairs_train_unedited(recipe, tmp_path):
     assert account["read"] == account["trained"] + sum(account["dropped"].values())
 
 
+@pytest.mark.scorecard(row="R6")
 @pytest.mark.parametrize("name", WRONG)
 def test_a_broken_pair_is_one_line(recipe, tmp_path, name):
     row, told = WRONG[name]

@@ -11,16 +11,18 @@ from xml.etree import ElementTree
 from scorecard.trial import ROOT
 
 WHAT = {
-    "R6": "Broken rows and recipes, and 10,000 lines changed at random: one line that names file and line, or read as it stands.",
+    "R6": "Broken rows, preferences and recipes, and 10,000 lines changed at random: one line that names file and line, or read as it stands.",
     "R7": "Golden masks of templates and shapes of conversations, found a second way; changed templates refused.",
-    "R8": "Losses over twenty updates equal trl's own, by batch size and accumulation; packed rows do not see each other.",
+    "R8": "Losses of every script over twenty updates equal trl's own, by batch size and accumulation; packed rows do not see each other.",
     "R10": "Merges of every shape, method and precision against the live adapter, in a fresh process; tensors against peft's.",
     "R11": "Adapters for other weights, with missing or unknown tensors, or without effect: refused.",
     "R13": "Rows read, trained, truncated and dropped add up, each reason counted.",
     "R14": "Planted duplicates, shared prompts, contaminated rows and private data: found; rows that straddle a split: none.",
     "R15": "Hostile models, adapters, templates, recipes, rows and checkpoints: nothing runs, escapes, leaks or hangs.",
     "R16": "Offline: no connection is tried; what is missing is listed at once.",
+    "R17 preferences": "A micro-batch of pairs that is out of memory: done in halves, with the losses of a run that had memory, to 1e-5.",
     "R19": "The resolved recipe run again: the same adapter, byte for byte.",
+    "kill preferences": "kill -9, or TERM, in the middle of dpo, orpo, cpo, kto and reward, then the same command: the adapter is the same.",
 }
 
 

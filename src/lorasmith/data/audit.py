@@ -103,7 +103,7 @@ def too_many(first: str, count: int, lengths: list[int], max_length: int) -> Dat
         first: Place of the first of them.
         lengths: Of all rows, ascending.
     """
-    enough = -(-lengths[int(0.99 * (len(lengths) - 1))] // 8) * 8
+    enough = -(-lengths[-(-99 * len(lengths) // 100) - 1] // 8) * 8
     return DataError(
         f"{first}: {count} of {len(lengths)} rows are over trainer.max_length ({max_length} tokens; the longest has "
         f"{lengths[-1]}). Set trainer.max_length: {enough}, which holds 99 %, or data.on_too_long: drop or truncate."
