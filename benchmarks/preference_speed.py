@@ -1,6 +1,6 @@
 """What the levers of `speed:` are worth for preferences: each script's training with all of them, and with none.
 
-    python benchmarks/preference_speed.py [--repeats 2] [--steps 4] [--only dpo]      # about 10 minutes
+    python benchmarks/preference_speed.py [--repeats 2] [--steps 3] [--only dpo]      # about 10 minutes
 
 Writes benchmarks/preference_speed.json and the table in docs/preference.md, unless --only is given.
 
@@ -31,7 +31,7 @@ LEVERS = ("padding_free", "shared_prompts", "chunked_loss", "fused_lora")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", choices=METHODS)
     arguments = parser.parse_args()
     os.chdir(ROOT)
