@@ -3,9 +3,6 @@
 import json
 import math
 import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,16 +67,6 @@ def test_the_preferred_answer_is_learnt_and_the_folder_says_how(recipe, tmp_path
     assert "pairs: the preferred answer has 36 tokens on average" in told
     assert {path.name for path in folder.glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert not (folder / "ref").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-def test_held_out_pairs_reach_nine_in_ten(recipe, tmp_path, quantization):
-    folder = dpo(
-        recipe, f"output_dir={tmp_path}/run", "trainer.max_steps=80", "trainer.logging_steps=20", "trainer.learning_rate=2e-3",
-        f"model.quantization={quantization}", "model.dtype=auto",
-    )  # fmt: skip
-    assert json.loads((folder / "run.json").read_text())["metrics"]["after"]["eval_rewards/accuracies"] >= 0.9
 
 
 @pytest.mark.scorecard(row="R8")
@@ -187,30 +174,6 @@ def test_a_policy_that_is_not_its_reference_is_refused():
     start.on_train_begin(None, State(), None)
 
 
-@pytest.mark.scorecard(row="kill preferences")
-def test_a_killed_run_goes_on_to_the_same_adapter(recipe, tmp_path):
-    words = [sys.executable, "scripts/dpo.py", str(recipe), "trainer.max_steps=40"]
-    whole = subprocess.run([*words, f"output_dir={tmp_path}/whole"], cwd=ROOT, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [*words, f"output_dir={tmp_path}/cut"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    end = time.time() + 90
-    while not (tmp_path / "cut/checkpoint-10").is_dir() or not list(
-        (tmp_path / "cut").glob("checkpoint-*/manifest.json")
-    ):
-        assert time.time() < end
-        assert process.poll() is None, process.stdout.read().decode()
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    again = subprocess.run([*words, f"output_dir={tmp_path}/cut"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "resumed: the run goes on behind step" in again.stdout
-    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
-    assert files[0] == files[1]
-
-
 @needs_shared
 def test_real_pairs_train_unedited(recipe, tmp_path):
     folder = dpo(
@@ -268,19 +231,6 @@ def test_a_loss_by_name_trains(recipe, tmp_path, loss):
     folder = dpo(recipe, f"output_dir={tmp_path}/run", f"trainer.loss_type=[{loss}]", "trainer.max_steps=10", *extra)
     metrics = json.loads((folder / "run.json").read_text())["metrics"]
     assert metrics["after"]["eval_loss"] < metrics["before"]["eval_loss"]
-
-
-@pytest.mark.slow
-def test_two_processes_train_to_the_losses_of_one(recipe, tmp_path):
-    found = []
-    for config in ("cpu", "cpu_2_processes"):
-        done = launch(
-            "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml", "scripts/dpo.py", recipe,
-            "trainer.max_steps=6", "run.micro_batch=4", f"output_dir={tmp_path / config}",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(losses(tmp_path / config))
-    assert max(abs(a - b) for a, b in zip(*found, strict=True)) < 1e-5
 
 
 def test_a_key_of_sft_alone_is_refused(recipe):

@@ -40,17 +40,6 @@ def test_what_is_wanted_is_learnt(recipe, tmp_path, capsys):
     assert "Kahneman-Tversky" in (folder / "README.md").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-def test_held_out_answers_are_told_apart(recipe, tmp_path, quantization):
-    folder = kto(
-        recipe, f"output_dir={tmp_path}/run", "trainer.max_steps=100", "trainer.logging_steps=20", "trainer.learning_rate=3e-3",
-        f"model.quantization={quantization}", "model.dtype=auto",
-    )  # fmt: skip
-    after = json.loads((folder / "run.json").read_text())["metrics"]["after"]
-    assert after["eval_rewards/margins"] > 0.4
-
-
 @pytest.mark.scorecard(row="R8")
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     import trl

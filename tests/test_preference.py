@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -122,7 +123,7 @@ def test_held_out_pairs_reach_nine_in_ten(recipes, tmp_path, name, quantization)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TEACHING)
+@pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_to_the_losses_of_one(recipes, tmp_path, name):
     method, words = METHODS[name]
     found = []
@@ -137,9 +138,11 @@ def test_two_processes_train_to_the_losses_of_one(recipes, tmp_path, name):
 
 
 @pytest.mark.scorecard(row="kill preferences")
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in TEACHING if name != "dpo"])
-def test_a_killed_run_goes_on_to_the_same_adapter(recipes, tmp_path, name):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "name", ["dpo", *(pytest.param(one, marks=pytest.mark.slow) for one in METHODS if one != "dpo")]
+)
+def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_adapter(recipes, tmp_path, name, how):
     method, own = METHODS[name]
     words = [sys.executable, f"scripts/{method}.py", str(recipes[name]), "trainer.max_steps=40", *own]
     whole = subprocess.run([*words, f"output_dir={tmp_path}/whole"], cwd=ROOT, capture_output=True, text=True)
@@ -152,8 +155,9 @@ def test_a_killed_run_goes_on_to_the_same_adapter(recipes, tmp_path, name):
         assert time.time() < end
         assert process.poll() is None, process.stdout.read().decode()
         time.sleep(0.05)
-    process.kill()
+    process.send_signal(how)
     process.wait()
+    assert process.returncode == (75 if how == signal.SIGTERM else -signal.SIGKILL)
     again = subprocess.run([*words, f"output_dir={tmp_path}/cut"], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "resumed: the run goes on behind step" in again.stdout

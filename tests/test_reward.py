@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -168,44 +165,6 @@ def test_fused_steps_give_the_same_losses(recipe, tmp_path):
     plain = losses(reward(recipe, f"output_dir={tmp_path}/a", *short, "speed.fused_lora=false"))
     fused = losses(reward(recipe, f"output_dir={tmp_path}/b", *short))
     assert max(abs(a - b) for a, b in zip(plain, fused, strict=True)) < 1e-4
-
-
-@pytest.mark.scorecard(row="kill preferences")
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_killed_or_stopped_goes_on_to_the_same_adapter(recipe, tmp_path, how):
-    words = [sys.executable, "scripts/reward.py", str(recipe), "trainer.max_steps=40"]
-    whole = subprocess.run([*words, f"output_dir={tmp_path}/whole"], cwd=ROOT, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [*words, f"output_dir={tmp_path}/cut"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    end = time.time() + 90
-    while not list((tmp_path / "cut").glob("checkpoint-*/manifest.json")):
-        assert time.time() < end
-        assert process.poll() is None, process.stdout.read().decode()
-        time.sleep(0.05)
-    process.send_signal(how)
-    process.wait()
-    assert process.returncode == (75 if how == signal.SIGTERM else -signal.SIGKILL)
-    again = subprocess.run([*words, f"output_dir={tmp_path}/cut"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "resumed: the run goes on behind step" in again.stdout
-    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
-    assert files[0] == files[1]
-
-
-@pytest.mark.slow
-def test_two_processes_train_to_the_losses_of_one(recipe, tmp_path):
-    found = []
-    for config in ("cpu", "cpu_2_processes"):
-        done = launch(
-            "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml", "scripts/reward.py", recipe,
-            "trainer.max_steps=6", "run.micro_batch=4", f"output_dir={tmp_path / config}",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(losses(tmp_path / config))
-    assert max(abs(a - b) for a, b in zip(*found, strict=True)) < 1e-5
 
 
 def test_a_score_is_the_same_whatever_stands_beside_it(learnt, rows, tmp_path, capsys):
