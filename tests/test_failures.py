@@ -2,9 +2,11 @@
 
 import builtins
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, launch
@@ -174,6 +176,21 @@ def test_a_process_that_fails_alone_is_heard():
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
     assert line.startswith("rank 1: error: out of memory on the GPU.")
+
+
+def test_a_process_that_fails_with_the_first_waits_for_it_to_tell(tmp_path):
+    # A launcher ends the others as soon as one has failed: rank 0 would be gone before its line.
+    code = script(f"(Path({str(tmp_path)!r}) / 'failing').touch()", FAIL)
+    second = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "RANK": "1"}, stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "failing").exists():
+        time.sleep(0.05)
+    time.sleep(2)
+    assert second.poll() is None
+    second.terminate()
+    assert second.communicate(timeout=20) == (None, b"")
+    assert second.returncode == 3
 
 
 def test_an_unknown_error_is_our_bug_with_its_traceback():

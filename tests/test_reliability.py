@@ -245,7 +245,7 @@ def test_term_to_a_launcher_orphans_nothing_and_ends_in_75(tmp_path, launcher):
     folder = tmp_path / "run"
     start = {
         "accelerate": ["-m", "accelerate.commands.launch", "--cpu"],
-        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "1"],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"],
         "launch.py": ["scripts/launch.py", "--cpu"],
     }[launcher]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}

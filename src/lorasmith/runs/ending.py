@@ -3,19 +3,22 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from lorasmith.console import complain, is_first_process
+from lorasmith.console import complain, is_first_process, plain
 from lorasmith.errors import LorasmithError, StoppedNow
 from lorasmith.failures import explain
 from lorasmith.leaks import cleaned
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 STOPPED = 75  # on request; the same command goes on
+FIRST_TELLS = 5.0  # seconds that the first of several processes has to fail in the same way
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -39,8 +42,6 @@ def run_script(main: Callable[[], None]) -> None:
         if failure is not None:
             details = f" (details: {_current_run}/private/log.txt)" if _current_run is not None else ""
             line = f"error: {failure.cause}. {failure.mend}{details}"
-            if not is_first_process():  # perhaps the only one that failed, and it keeps no log
-                print(f"rank {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
             _leave(error, line, failure.exit_code)
         print(cleaned(traceback.format_exc()), file=sys.stderr)
         _leave(error, "error: this is a bug in Lorasmith; please report the lines above.", 1)
@@ -55,7 +56,20 @@ def _leave(error: BaseException | None, line: str, code: int) -> None:
         with contextlib.suppress(OSError), (_current_run / "private" / "log.txt").open("a", encoding="utf-8") as log:
             log.write(cleaned(trace))
     record_end(line, code)
+    if not is_first_process() and code not in (STOPPED, INTERRUPTED):
+        _let_the_first_tell(line, code)
     sys.exit(code)
+
+
+def _let_the_first_tell(line: str, code: int) -> None:
+    """Wait until the launcher ends this process, as it does when another failed; tell the line if none did.
+
+    A launcher ends all processes once one has failed: the first must have said why by then.
+    """
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda *_: os._exit(code))
+    time.sleep(FIRST_TELLS)
+    print(f"rank {os.environ['RANK']}: {plain(line)}", file=sys.stderr, flush=True)
 
 
 def record_end(line: str, code: int) -> None:
