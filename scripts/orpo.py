@@ -17,12 +17,13 @@ from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
 from lorasmith.recipe_sections import recipe_text
+from lorasmith.runs.arguments import training_parser
 from lorasmith.runs.ending import enter_run, quiet, run_script
 from lorasmith.started import quick_imports
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    arguments = training_parser(__doc__).parse_intermixed_args()
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, "orpo")
     quiet(arguments.offline)
@@ -128,7 +129,7 @@ def make_trainer(
 ) -> tuple[Any, Any]:
     """The adapted model and trl's trainer over it."""
     from torch.utils.data import DataLoader
-    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+    from transformers import EarlyStoppingCallback, set_seed
     from trl.experimental.orpo import ORPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -136,6 +137,7 @@ def make_trainer(
     from lorasmith.data.prepare_pairs import pairs_as_dataset
     from lorasmith.preference.trainer import unreferenced
     from lorasmith.reliability.guarded import guarded
+    from lorasmith.runs import guarding
     from lorasmith.runs.order import with_update_order
     from lorasmith.speed import levers
     from lorasmith.speed.answers import LaidOut, answering
@@ -163,27 +165,8 @@ def make_trainer(
             processing_class=tokenizer,
             callbacks=[*callbacks, *stopping],
         )
-    trainer.remove_callback(PrinterCallback)
-    trainer.kept_checkpoints = recipe.trainer.get("save_total_limit") or trainer.kept_checkpoints
-    for callback in callbacks:
-        callback.trainer = trainer
-    if recipe.adapter.loraplus_lr_ratio is not None:
-        trainer.optimizer = adapters.loraplus_optimizer(model, recipe.adapter, config)
+    guarding.settle(trainer, recipe, callbacks)
     return model, trainer
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--offline", action="store_true", help="open no connection; what is missing is an error")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="set a key of the recipe")
-    parser.add_argument("--dry-run", action="store_true", help="check, print the resolved recipe, write nothing")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in output_dir")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, or refuse")
-    parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="FIELD", help="go on although it differs"
-    )
-    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from lorasmith.errors import ModelError
 from lorasmith.hostile import limited
 from lorasmith.recipe import LORA_METHODS, Adapter
+from lorasmith.upstream import HEADS
 
 # Initialisations that move part of the base's weights into the adapter. They are saved as a plain LoRA of the
 # difference, so that the adapter fits the original base.
@@ -28,7 +29,6 @@ CONVERTED_INITS = ("pissa", "olora")
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 
 
-HEADS = ("score", "classifier")  # of classifiers; peft trains them whole and keeps them in the adapter
 TASKS = {"CAUSAL_LM": "a language model's", "SEQ_CLS": "a reward model's or classifier's"}
 
 

@@ -28,10 +28,10 @@ from lorasmith.failures import explain
 from lorasmith.hostile import check_template
 from lorasmith.recipe import Model
 from lorasmith.templates import CHATML, TEMPLATE_TOKENS
+from lorasmith.upstream import HEADS
 
 BLOCKS = 64  # sampled from each weight file for its fingerprint
 BLOCK_BYTES = 4096
-HEADS = ("score", "classifier")  # names under which transformers keeps the head of a classifier
 
 
 def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[PreTrainedTokenizerBase, list[int]]:

@@ -63,6 +63,8 @@ def config_fields(*classes: tuple[str, str]) -> dict[str, Field]:
     return fields
 
 
+HEADS = ("score", "classifier")  # transformers' names of a classifier's head; peft trains it whole
+
 # The trl config of each training script: module and class.
 CONFIGS = {
     "sft": ("trl.trainer.sft_config", "SFTConfig"),

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PrinterCallback
+
+from lorasmith import adapters
 from lorasmith.console import say
 from lorasmith.data.prepare import Prepared
 from lorasmith.hardware import Hardware
@@ -65,3 +68,13 @@ def guards(
     recompute = recipe.run.gradient_checkpointing
     sparing = [RecomputeOneIn(recompute)] if isinstance(recompute, int) and recompute > 1 else []
     return Guards(watch, stop, [*sparing, rehearsal, watch, finite, stop, dog])
+
+
+def settle(trainer: Any, recipe: Recipe, callbacks: list[Any]) -> None:
+    """What a trainer's constructor does not take: the callbacks know it, and LoRA+ has an optimizer of its own."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.kept_checkpoints = recipe.trainer.get("save_total_limit") or trainer.kept_checkpoints
+    for callback in callbacks:
+        callback.trainer = trainer
+    if recipe.adapter.loraplus_lr_ratio is not None:
+        trainer.optimizer = adapters.loraplus_optimizer(trainer.model, recipe.adapter, trainer.args)

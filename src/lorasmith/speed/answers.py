@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from lorasmith.speed.batches import ROWS, WORTH_SHARING, Span
+from lorasmith.speed.batches import WORTH_SHARING, Span, laid_down
 from lorasmith.speed.loss import token_losses
 from lorasmith.speed.trainer import has_plain_head, logit_scale
 
@@ -97,21 +97,14 @@ def lay_out(
             here = [*range(begin, begin + common), *range(start, len(tokens))]
             found += [(rows[row][at], here[at - 1], row * (width - 1) + at - 1) for at in wanted[row]]
             ends[row] = next((place for place in reversed(here) if tokens[place] != pad), here[0])
-    borders = torch.tensor([0, *(span.end for span in spans)], dtype=torch.int32)
-    longest = max(span.end - span.start for span in spans)
-    columns = torch.tensor(found, dtype=torch.long).reshape(-1, 3).unbind(1)
-    flat = {
-        "input_ids": torch.tensor(tokens)[None],
-        "position_ids": torch.tensor(positions)[None],
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        ROWS: tuple(spans),
+    targets, before, places = torch.tensor(found, dtype=torch.long).reshape(-1, 3).unbind(1)
+    return {
+        "model": laid_down(tokens, positions, spans),
+        "targets": targets,
+        "before": before,
+        "places": places,
+        "ends": torch.tensor(ends),
     }
-    return {"model": flat, "ends": torch.tensor(ends)} | dict(
-        zip(("targets", "before", "places"), columns, strict=True)
-    )
 
 
 def _common(rows: list[list[int]]) -> int:

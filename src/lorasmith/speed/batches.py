@@ -59,19 +59,10 @@ class FlatCollator:
                 span = Span(end, end + len(ids), shared_start, common)
                 pieces.append((ids, labels, common, span))
                 end = span.end
-        spans = tuple(span for *_, span in pieces)
-        ends = torch.tensor([0, *(span.end for span in spans)], dtype=torch.int32)
-        longest = max(span.end - span.start for span in spans)
-        positions = torch.cat([torch.arange(len(ids)) + first for ids, _, first, _ in pieces])
-        return {
-            "input_ids": torch.tensor([one for ids, *_ in pieces for one in ids])[None],
+        tokens = [one for ids, *_ in pieces for one in ids]
+        positions = [first + at for ids, _, first, _ in pieces for at in range(len(ids))]
+        return laid_down(tokens, positions, [span for *_, span in pieces]) | {
             "labels": torch.tensor([one for _, labels, *_ in pieces for one in labels])[None],
-            "position_ids": positions[None],
-            "cu_seq_lens_q": ends,
-            "cu_seq_lens_k": ends,
-            "max_length_q": longest,
-            "max_length_k": longest,
-            ROWS: spans,
             TOKENS: sum(len(row["input_ids"]) for row in rows),
         }
 
@@ -86,6 +77,21 @@ class FlatCollator:
             else:
                 groups.append([row])
         return groups
+
+
+def laid_down(tokens: list[int], positions: list[int], spans: Sequence[Span]) -> dict[str, Any]:
+    """What a model takes of rows one behind the other, shape (1, tokens), and what attention kernels ask for."""
+    ends = torch.tensor([0, *(span.end for span in spans)], dtype=torch.int32)
+    longest = max(span.end - span.start for span in spans)
+    return {
+        "input_ids": torch.tensor(tokens)[None],
+        "position_ids": torch.tensor(positions)[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        ROWS: tuple(spans),
+    }
 
 
 def _unpacked(row: dict[str, Any]) -> list[dict[str, Any]]:
