@@ -31,7 +31,7 @@ def main() -> None:
 
     target, processes = wanted_machine(arguments)
     shape = read_shape(*facts.find_config(recipe.model.name, recipe.model.revision))
-    recipe, _ = with_length(recipe, shape.positions)
+    recipe, _ = with_length(recipe, shape.positions, method)
     rows = sampled_rows(recipe, method)
     plan = make_plan(recipe, shape, rows, target, processes, method)
     for line in [*sheet.table(plan), "", *plan.lines(), *(sheet.limits(plan) if arguments.max else [])]:

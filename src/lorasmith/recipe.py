@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from lorasmith import limits, upstream
 from lorasmith.errors import RecipeError
-from lorasmith.recipe_checks import OWNED, check_keys, check_losses, check_offload, check_order, place_of
+from lorasmith.recipe_checks import OWNED, check_groups, check_keys, check_losses, check_offload, check_order, place_of
 from lorasmith.recipe_file import Places, read_recipe, show
 from lorasmith.recipe_sections import Name, Section, Sources, validated, weighted
 from lorasmith.templates import TEMPLATE_TOKENS
@@ -31,6 +31,16 @@ def _text_or_texts(value: Any) -> Any:
 
 
 Auto = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
+
+
+def _rewards(value: Any) -> Any:
+    for one in value if isinstance(value, list) else [None]:
+        named = [one.get(key) for key in ("function", "model")] if isinstance(one, dict) else [one, None]
+        if sum(isinstance(name, str) and bool(name) for name in named) != 1:
+            raise ValueError(
+                "expected a list, each path/file.py:function, or {function: ...} or {model: ...} with more"
+            )
+    return value
 
 
 class Model(Section):
@@ -94,6 +104,10 @@ class Data(Section):
     on_too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="Rows over max_length: an error above 1 % of rows, drop them, or cut the prompt's start."
     )
+    system: Name | None = Field(None, description="grpo: a system turn for prompts that have none.")
+    max_prompt_length: int | None = Field(
+        None, ge=1, description="grpo: tokens of the longest prompt; by default what completions leave of the model's."
+    )
 
     @property
     def sources(self) -> list[tuple[str, float]]:
@@ -104,7 +118,7 @@ class Data(Section):
 class Run(Section):
     """How it runs on this machine."""
 
-    effective_batch: int = Field(16, ge=1, description="Rows per update over all devices.")
+    effective_batch: int = Field(16, ge=1, description="Rows per update over all devices; in grpo.py completions.")
     micro_batch: Auto = Field(
         "auto", description="Rows per forward pass on one device; auto: the fastest that the plan says fits."
     )
@@ -168,6 +182,11 @@ class Recipe(Section):
     model: Model
     adapter: Adapter = Adapter()
     data: Data
+    rewards: Annotated[list[str | dict[str, Any]], BeforeValidator(_rewards)] = Field(
+        [],
+        description="grpo: what completions are rewarded by, each path/file.py:function, {function, weight, "
+        "parameters...}, or {model: folder of a reward model, weight}.",
+    )
     run: Run = Run()
     speed: Speed = Speed()
     proof: Proof = Proof()
@@ -194,6 +213,7 @@ def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe
         check_losses(recipe.trainer["loss_type"], places)
     if method == "kto":
         check_order(recipe.trainer, recipe.run, places)
+    check_groups(method, recipe, places)
     _check_adapter(recipe.adapter, places)
     _check_together(recipe, places)
     return recipe

@@ -31,6 +31,10 @@ OWNED = {
     "padding_free": "Set speed.padding_free.",
     "dataset_num_proc": "Rows are prepared by Lorasmith.",
     "truncation_mode": "Set data.on_too_long.",
+    "disable_dropout": "Set adapter.dropout.",
+    "reward_weights": "Give each of `rewards:` its weight.",
+    "log_completions": "Samples of completions are written into the run's private/.",
+    "log_completions_hub_repo": "Nothing is uploaded while training.",
     "push_to_hub": "Nothing is uploaded while training; upload the adapter's folder without private/ afterwards.",
     "hub_token": "Secrets do not belong in a recipe. Log in with: hf auth login.",
     "resume_from_checkpoint": "The same command goes on with an unfinished run; --resume demands it.",
@@ -58,6 +62,12 @@ RANGES: dict[str, tuple[str, float, float]] = {
     "per_device_eval_batch_size": ("[", 1, math.inf),
     "dataloader_num_workers": ("[", 0, 256),
     "neftune_noise_alpha": ("[", 0, math.inf),
+    "num_generations": ("[", 2, math.inf),
+    "num_generations_eval": ("[", 1, math.inf),
+    "max_completion_length": ("[", 1, math.inf),
+    "temperature": ("(", 0, math.inf),
+    "top_p": ("(", 0, 1),
+    "num_iterations": ("[", 1, math.inf),
 }
 
 
@@ -102,6 +112,59 @@ def check_order(trainer: dict[str, Any], run: Any, places: Places) -> None:
             f"{place}: trainer.train_sampling_strategy is {show(trainer['train_sampling_strategy'])}; kto needs "
             "sequential. Shuffle the rows before."
         )
+
+
+# trl's GRPOTrainer (1.16) meets these only when it has generated.
+GRPO_CHOICES = {
+    "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+
+
+def check_groups(method: str, recipe: Any, places: Places) -> None:
+    """Check what only grpo.py takes, and that its updates are whole groups of completions.
+
+    Raises:
+        RecipeError: At the first thing wrong.
+    """
+    if method != "grpo":
+        given: dict[Key, Any] = {("rewards",): recipe.rewards, ("data", "system"): recipe.data.system}
+        for key, value in (given | {("data", "max_prompt_length"): recipe.data.max_prompt_length}).items():
+            if value:
+                raise RecipeError(f"{place_of(places, key)}: {'.'.join(key)} is for grpo.py, not {method}.py. Drop it.")
+        return
+    if not recipe.rewards:
+        raise RecipeError(
+            f"{place_of(places, ('rewards',))}: `rewards` is missing; expected a list such as [rewards/match.py:exact]."
+        )
+    trainer, data = recipe.trainer, recipe.data
+    for owned, allowed in (("format", "auto"), ("train_on", "assistant")):
+        if getattr(data, owned) != allowed:
+            place = place_of(places, ("data", owned))
+            raise RecipeError(f"{place}: data.{owned} is for sft.py; grpo.py writes the answers itself. Drop it.")
+    if data.on_too_long == "truncate":
+        place = place_of(places, ("data", "on_too_long"))
+        raise RecipeError(f"{place}: data.on_too_long is `truncate`; a prompt is not cut. Use error or drop.")
+    for name, choices in GRPO_CHOICES.items():
+        if name in trainer and trainer[name] not in choices:
+            close = difflib.get_close_matches(str(trainer[name]), [str(one) for one in choices], n=1)
+            raise RecipeError(
+                f"{place_of(places, ('trainer', name))}: trainer.{name} is {show(trainer[name])}; expected one of "
+                f"{', '.join(map(str, choices))}." + (f" Did you mean `{close[0]}`?" if close else "")
+            )
+    size, together = recipe.run.effective_batch, group_size(trainer)
+    if size % together:
+        raise RecipeError(
+            f"{place_of(places, ('run', 'effective_batch'))}: run.effective_batch is `{size}` completions; expected a "
+            f"multiple of trainer.num_generations ({together}), whose completions are compared with each other."
+        )
+
+
+def group_size(trainer: dict[str, Any]) -> int:
+    """Completions of one prompt in grpo.py."""
+    return int(trainer.get("num_generations") or upstream.trainer_fields("grpo")["num_generations"].default)
 
 
 def check_offload(method: str, run: Any, places: Places) -> None:

@@ -73,6 +73,7 @@ CONFIGS = {
     "orpo": ("trl.experimental.orpo.orpo_config", "ORPOConfig"),
     "cpo": ("trl.experimental.cpo.cpo_config", "CPOConfig"),
     "reward": ("trl.trainer.reward_config", "RewardConfig"),
+    "grpo": ("trl.trainer.grpo_config", "GRPOConfig"),
 }
 
 

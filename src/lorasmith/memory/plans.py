@@ -247,8 +247,8 @@ def keep_speed(kind: str, tokens_per_second: float) -> None:
     keep_machine_facts(runs=dict([*known.items(), (kind, round(tokens_per_second, 1))][-KEPT_SPEEDS:]))
 
 
-def with_length(recipe: Recipe, positions: int | None) -> tuple[Recipe, str]:
-    """The recipe with its `trainer.max_length` settled, and the reason.
+def with_length(recipe: Recipe, positions: int | None, method: str = "sft") -> tuple[Recipe, str]:
+    """The recipe with its `trainer.max_length`, or in grpo.py its `data.max_prompt_length`, settled, and the reason.
 
     Args:
         positions: Longest row that the base model has positions for, if its config says.
@@ -256,6 +256,8 @@ def with_length(recipe: Recipe, positions: int | None) -> tuple[Recipe, str]:
     Raises:
         ModelError: If the recipe asks for more.
     """
+    if method == "grpo":
+        return _with_prompt_length(recipe, positions)
     if "max_length" in recipe.trainer:
         wanted = recipe.trainer["max_length"]
         if positions is not None and wanted is not None and wanted > positions:
@@ -265,6 +267,24 @@ def with_length(recipe: Recipe, positions: int | None) -> tuple[Recipe, str]:
     if positions is not None and positions < length:
         length, why = positions, f"the model has {positions} positions"
     return recipe.model_copy(update={"trainer": {**recipe.trainer, "max_length": length}}), why
+
+
+def _with_prompt_length(recipe: Recipe, positions: int | None) -> tuple[Recipe, str]:
+    completion = completion_length(recipe)
+    wanted, asked = recipe.data.max_prompt_length, f"trainer.max_completion_length ({completion})"
+    if positions is not None and (wanted or 1) + completion > positions:
+        both = f"data.max_prompt_length ({wanted}) and {asked}" if wanted else asked
+        raise ModelError(f"{both} are more than the model's {positions} positions. Lower them.")
+    if wanted is not None or positions is None:
+        return recipe, "as the recipe says" if wanted else "the base model says no number of positions"
+    data = recipe.data.model_copy(update={"max_prompt_length": positions - completion})
+    return recipe.model_copy(update={"data": data}), f"the model has {positions} positions"
+
+
+def completion_length(recipe: Recipe) -> int:
+    """Tokens of the longest completion in grpo.py."""
+    given = recipe.trainer.get("max_completion_length")
+    return int(given or upstream.trainer_fields("grpo")["max_completion_length"].default)
 
 
 def setting_of(

@@ -19,7 +19,7 @@ def world_size() -> int:
 
 
 def resolve(
-    recipe: Recipe, machine: Hardware, base: BaseFacts, earlier: dict[str, Any]
+    recipe: Recipe, machine: Hardware, base: BaseFacts, earlier: dict[str, Any], method: str = "sft"
 ) -> tuple[Recipe, dict[str, str]]:
     """The recipe with dtype, attention and max_length chosen, and the reason of each choice.
 
@@ -36,7 +36,7 @@ def resolve(
     else:
         dtype, why = hardware.choose_dtype(recipe.model.dtype, machine)
     attention, why_attention = hardware.choose_attention(recipe.model.attention, base.runs_on_sdpa)
-    recipe, why_length = with_length(recipe, base.positions)
+    recipe, why_length = with_length(recipe, base.positions, method)
     model = recipe.model.model_copy(update={"dtype": dtype, "attention": attention})
     say(f"arithmetic: {dtype} ({why}); attention: {attention} ({why_attention})")
     reasons = {"dtype": why, "attention": why_attention, "max_length": why_length}
