@@ -29,11 +29,15 @@ class Rehearsal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         trainer = self.trainer
-        random, counters = _random_state(), {name: copy.deepcopy(getattr(trainer, name)) for name in _counters(trainer)}
+        random, counters = random_state(), {name: copy.deepcopy(getattr(trainer, name)) for name in _counters(trainer)}
         doing = "the worst batch"
         try:
-            self._train_on_the_worst(args)
-            if trainer.eval_dataset is not None:
+            if hasattr(trainer, "rehearse"):
+                trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # set by each update
+                trainer.rehearse()
+            else:
+                self._train_on_the_worst(args)
+            if not hasattr(trainer, "rehearse") and trainer.eval_dataset is not None:
                 doing = "an evaluation of the longest rows"
                 self._evaluate_the_longest(args)
             doing = "a save"
@@ -51,7 +55,7 @@ class Rehearsal(TrainerCallback):
             trainer.done, trainer.losses = [], []
             for name, value in counters.items():
                 setattr(trainer, name, value)
-            _set_random_state(random)
+            set_random_state(random)
 
     def _train_on_the_worst(self, args: TrainingArguments) -> None:
         batch = self._batch(self.trainer.train_dataset, args.per_device_train_batch_size)
@@ -87,10 +91,12 @@ class Rehearsal(TrainerCallback):
 
 
 def _counters(trainer: Any) -> list[str]:
-    return [name for name in ("_metrics", "_stored_metrics", "_total_train_tokens", "sums") if hasattr(trainer, name)]
+    names = ("_metrics", "_stored_metrics", "_total_train_tokens", "sums", "_logs", "_step", "_current_train_step_time")
+    return [name for name in names if hasattr(trainer, name)]
 
 
-def _random_state() -> tuple[Any, ...]:
+def random_state() -> tuple[Any, ...]:
+    """The states of all generators of random numbers."""
     import random
 
     import numpy as np
@@ -99,7 +105,8 @@ def _random_state() -> tuple[Any, ...]:
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
-def _set_random_state(states: tuple[Any, ...]) -> None:
+def set_random_state(states: tuple[Any, ...]) -> None:
+    """Put back what `random_state` gave."""
     import random
 
     import numpy as np

@@ -13,9 +13,11 @@ from lorasmith.errors import StoppedError, StoppedNow
 from lorasmith.listening import listener
 from lorasmith.memory.machine import free_disk
 
+ASK_SECONDS = 0.2  # between two looks for a reason to stop while tokens are generated
 
-class EvaluationStopped(Exception):  # not an error: the way out of an evaluation
-    """Leaves an evaluation for the checkpoint behind it."""
+
+class EvaluationStopped(Exception):  # not an error: the way out of an evaluation or a generation
+    """Leaves an evaluation for the checkpoint behind it, or a generation for the one before."""
 
 
 class SafeStop(TrainerCallback):
@@ -35,7 +37,7 @@ class SafeStop(TrainerCallback):
         self.save_seconds = None if save_minutes is None else 60 * save_minutes
         self.stopped = ""
         self.trainer: Any = None
-        self._start = self._saved = time.monotonic()
+        self._start = self._saved = self._asked = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -61,6 +63,19 @@ class SafeStop(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._leave_for_a_reason(state, control)
+
+    def ask_between_tokens(self, state: TrainerState, control: TrainerControl) -> None:
+        """Called before each token that is generated; looks for a reason now and then.
+
+        Raises:
+            EvaluationStopped: If there is one.
+        """
+        if time.monotonic() - self._asked > ASK_SECONDS:
+            self._asked = time.monotonic()
+            self._leave_for_a_reason(state, control)
+
+    def _leave_for_a_reason(self, state: TrainerState, control: TrainerControl) -> None:
         if listener.phase == "finishing":  # the evaluation behind the last step, whose checkpoint is there
             if _any_rank(bool(listener.reason())):
                 raise StoppedNow(f"stopped: {self._reason()} after the last step. The same command goes on.")

@@ -31,6 +31,7 @@ class Reward:
         columns: Columns of the rows that it cannot do without.
         takes_all: Whether it takes every column, as `**columns`.
         function: Called as trl does; ends the run in one line if the user's function fails.
+        is_model: Whether it is a reward model, which is not tried before its weights are read.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Reward:
     columns: tuple[str, ...]
     takes_all: bool
     function: Callable[..., list[float | None]]
+    is_model: bool = False
 
 
 def load(names: Sequence[str | dict[str, Any]]) -> list[Reward]:
@@ -58,14 +60,23 @@ def load(names: Sequence[str | dict[str, Any]]) -> list[Reward]:
         target = entry.pop("function", None)
         if not isinstance(target, str):
             raise RecipeError(f"rewards: {name!r} has no `function`. Write {{function: path/file.py:function}}.")
-        weight = entry.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise RecipeError(f"rewards: `{target}`: weight is {weight!r}; expected a number.")
+        weight = checked_weight(target, entry.pop("weight", 1.0))
         file, function = find(target, modules)
         alike = sum(reward.name.partition(":")[0] == function.__name__ for reward in found)
         label = f"{function.__name__}:{alike + 1}" if alike else function.__name__
-        found.append(reward_of(target, file, function, entry, float(weight), label))
+        found.append(reward_of(target, file, function, entry, weight, label))
     return found
+
+
+def checked_weight(target: str, weight: Any) -> float:
+    """The weight of an entry.
+
+    Raises:
+        RecipeError: If it is no finite number.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        raise RecipeError(f"rewards: `{target}`: weight is {weight!r}; expected a number.")
+    return float(weight)
 
 
 def find(target: str, modules: dict[Path, ModuleType]) -> tuple[str, Callable[..., Any]]:

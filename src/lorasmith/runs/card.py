@@ -10,6 +10,7 @@ WAYS = {
     "cpo": "contrastive preference optimization (arXiv 2401.08417; an experimental trainer of trl's)",
     "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
     "reward": "a Bradley-Terry loss on pairs of answers (arXiv 2203.02155)",
+    "grpo": "group relative policy optimization of its own answers (arXiv 2402.03300)",
 }
 GAINED, LIKELIER = "preferred answer gained more probability", "preferred answer is the likelier one"
 # What an evaluation says of preferences: its key, and what it is the share of.
@@ -69,8 +70,8 @@ tags: [{tags}]
 
 # {name}
 
-{method} adapter for {base_link}, trained by {way} on {rows:,} rows
-({tokens:,} tokens, {share:.1%} of them {trained}) of {data}. It holds {trainable:,} trained parameters
+{method} adapter for {base_link}, trained by {way} on {rows:,} {kind}
+({amount}) of {data}. It holds {trainable:,} trained parameters
 ({fraction:.2%} of the model); the base model is needed beside it.
 
 {use}
@@ -86,7 +87,7 @@ tags: [{tags}]
 | base model | {base}, revision {revision}, loaded as {quantization}, {dtype} |
 | adapter | {adapter} |
 | rows | {data}: {account} |
-| training | {steps} updates of {batch} rows, {seconds:.0f} s on {hardware}, {speed} tokens/s |
+| training | {steps} updates of {batch}, {seconds:.0f} s on {hardware}, {speed} tokens/s |
 | peak memory | {memory:.2f} GiB |
 | seed | {seed} |
 | software | {software} |
@@ -113,8 +114,11 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         quantized=_quantized(model["quantization"]),
         stop=run["stop_token"],
     )
+    is_policy = run["method"] == "grpo"
     text = _CARD.format(
         use=use,
+        kind="prompts" if is_policy else "rows",
+        amount=_amount(run),
         pipeline="text-classification" if is_scorer else "text-generation",
         base=base["name"],
         base_link=_link(base),
@@ -124,9 +128,6 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         way=WAYS[run["method"]],
         method=adapter["method"],
         rows=account["trained"],
-        tokens=account["tokens"],
-        share=account["supervised_tokens"] / account["tokens"],
-        trained="in answers" if is_scorer else "trained",
         data=run["data"]["train"],
         trainable=run["adapter"]["trainable"],
         fraction=run["adapter"]["trainable"] / run["adapter"]["total"],
@@ -136,7 +137,7 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         adapter=f"{adapter['method']}, {options}, on {_targets(adapter['target_modules'])}",
         account=f"{account['read']} read, {account['trained']} trained",
         steps=run["speed"]["steps"],
-        batch=recipe["run"]["effective_batch"],
+        batch=f"{recipe['run']['effective_batch']} {'completions' if is_policy else 'rows'}",
         seconds=run["speed"]["seconds"],
         hardware=run["hardware"]["name"],
         speed=f"{run['speed']['tokens_per_second'] or 0:,.0f}",
@@ -146,6 +147,19 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         remote_code=" **The base model runs its own code (trust_remote_code).**" if model["trust_remote_code"] else "",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _amount(run: dict[str, Any]) -> str:
+    """How much was trained on; what was rewarded, where the model wrote the answers itself."""
+    account = run["data"]["train_account"]
+    if run["method"] == "grpo":
+        names = [
+            f"`{one if isinstance(one, str) else one.get('function') or one['model']}`"
+            for one in run["recipe"]["rewards"]
+        ]
+        return f"{account['tokens']:,} tokens; rewarded by {', '.join(names)}"
+    where = "in answers" if run["method"] == "reward" else "trained"
+    return f"{account['tokens']:,} tokens, {account['supervised_tokens'] / account['tokens']:.1%} of them {where}"
 
 
 def _quantized(quantization: str) -> str:
@@ -167,17 +181,25 @@ def _targets(targets: str | list[str]) -> str:
     return targets if isinstance(targets, str) else ", ".join(targets)
 
 
+def _rewards(logs: dict[str, Any]) -> list[tuple[str, str]]:
+    """Key and label of each figure that an evaluation of a policy has."""
+    if "eval_reward" not in logs:
+        return []
+    names = [key.split("/")[1] for key in logs if key.startswith("eval_rewards/") and key.endswith("/mean")]
+    found = [("eval_reward", "reward, all weighted"), *((f"eval_rewards/{n}/mean", f"reward {n}") for n in names)]
+    return [*found, ("eval_completions/mean_length", "tokens of an answer")]
+
+
 def _scores(run: dict[str, Any]) -> str:
     before, after = run["metrics"]["before"], run["metrics"]["after"]
     lines = ["| rows | score | base | adapter | difference (95 % interval) | |", "|---|---|---|---|---|---|"]
     if before and after:
         rows = f"{run['data']['eval_account']['trained']} held out while training"
-        delta = after["eval_loss"] - before["eval_loss"]
-        lines.append(f"| {rows} | loss | {before['eval_loss']:.3f} | {after['eval_loss']:.3f} | {delta:+.3f} | |")
         key, told = ACCURACIES.get(run["method"], ("", ""))
-        if key in before and key in after:
-            shares = f"{before[key]:.3f} | {after[key]:.3f} | {after[key] - before[key]:+.3f}"
-            lines.append(f"| {rows} | {told} | {shares} | |")
+        for name, label in [("eval_loss", "loss"), (key, told), *_rewards(after)]:
+            if before.get(name) is not None and after.get(name) is not None:
+                values = f"{before[name]:.3f} | {after[name]:.3f} | {after[name] - before[name]:+.3f}"
+                lines.append(f"| {rows} | {label} | {values} | |")
     for evaluation in run["evaluations"]:
         rows = f"{evaluation['rows']} of {evaluation['data']}"
         for name, score in evaluation["scores"].items():

@@ -159,7 +159,9 @@ def finish(
     run_folder.write_status(folder, 0, "done", steps, next_command)
     before, after = metrics["before"], metrics["after"]
     if before and after:
-        say(f"evaluation loss: {before['eval_loss']:.4f} before, {after['eval_loss']:.4f} after")
+        said, key = ("held-out reward", "eval_reward") if run["method"] == "grpo" else ("evaluation loss", "eval_loss")
+        if before.get(key) is not None and after.get(key) is not None:
+            say(f"{said}: {before[key]:.4f} before, {after[key]:.4f} after")
         key, told = ACCURACIES.get(run["method"], ("", ""))
         if key in after:
             say(f"held out: the {told} in {after[key]:.1%}")

@@ -11,6 +11,7 @@ from lorasmith.hardware import Hardware
 from lorasmith.memory.plans import with_length
 from lorasmith.models import BaseFacts
 from lorasmith.recipe import Recipe
+from lorasmith.recipe_checks import group_size
 
 
 def world_size() -> int:
@@ -52,6 +53,31 @@ def announce_batch(recipe: Recipe, rows: int) -> None:
     say(f"batch: {recipe.run.effective_batch} rows an update = {parts}; {updates} updates an epoch")
 
 
+def announce_groups(recipe: Recipe, prompts: int) -> None:
+    """Say how prompts become completions and updates.
+
+    Raises:
+        RecipeError: If there are too few prompts for one generation.
+    """
+    micro, processes, group = int(recipe.run.micro_batch), world_size(), group_size(recipe.trainer)
+    accumulated = recipe.run.effective_batch // (micro * processes)
+    made = int(recipe.trainer.get("generation_batch_size") or 0)
+    made = made or micro * processes * int(recipe.trainer.get("steps_per_generation") or accumulated)
+    at_once = made // group
+    if prompts < at_once:
+        raise RecipeError(
+            f"run.effective_batch takes {at_once} prompts of {group} completions at a time, and there are {prompts} "
+            "prompts. Lower run.effective_batch, or give more rows."
+        )
+    reused = made * int(recipe.trainer.get("num_iterations", 1)) / recipe.run.effective_batch
+    updates = int(prompts // at_once * reused)
+    parts = f"{micro} x {accumulated} accumulated" + (f" x {processes} processes" if processes > 1 else "")
+    say(
+        f"batch: {recipe.run.effective_batch} completions an update = {parts}; {made} are made at a time, "
+        f"{group} for each prompt; {updates} updates an epoch"
+    )
+
+
 def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") -> dict[str, Any]:
     """Keyword arguments for the trl config, from a resolved recipe; what its `trainer:` says wins."""
     micro, trainer = int(recipe.run.micro_batch), recipe.trainer
@@ -76,6 +102,10 @@ def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") ->
         # Not trainer.evaluate() before trainer.train(): that marks the model as prepared without wrapping it, and DDP
         # then never averages gradients (seen with transformers 5.23 and accelerate 1.15; tests/test_accelerate.py).
         arguments["eval_on_start"] = True
+    if method == "grpo":
+        # Dropout would make other probabilities of what is learnt from than it was drawn with.
+        arguments |= {"disable_dropout": not recipe.adapter.dropout, "num_generations_eval": 1}
+        arguments["per_device_eval_batch_size"] = recipe.run.effective_batch // world_size()
     if recipe.run.early_stopping:
         arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     if recipe.speed.liger and machine.device == "cuda" and importlib.util.find_spec("liger_kernel") is not None:

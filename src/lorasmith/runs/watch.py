@@ -53,6 +53,11 @@ class Watch(TrainerCallback):
         """The evaluation of the untrained adapter, which is the base's."""
         return next((record for record in self.history if record["step"] == 0 and "eval_loss" in record), None)
 
+    @property
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """The newest evaluation, with all that was logged of it."""
+        return next((record for record in reversed(self.history) if "eval_loss" in record), None)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -107,10 +112,12 @@ class Watch(TrainerCallback):
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if "loss" in logs:
-            self._show(state, float(logs["loss"]))
+            self._show(state, logs)
         elif "eval_loss" in logs and not self._bar:
             when = f"step {state.global_step}/{state.max_steps}" if state.global_step else "before training"
-            say(f"{when}  evaluation loss {logs['eval_loss']:.4f}")
+            reward = logs.get("eval_reward")
+            said = f"evaluation loss {logs['eval_loss']:.4f}" if reward is None else f"held-out reward {reward:.4f}"
+            say(f"{when}  {said}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._pause()
@@ -127,11 +134,14 @@ class Watch(TrainerCallback):
         """Take the time since the last step out of the training time."""
         self._paused = time.perf_counter() - self._start - self.seconds
 
-    def _show(self, state: TrainerState, loss: float) -> None:
+    def _show(self, state: TrainerState, logs: dict[str, Any]) -> None:
         rate = self.tokens_per_second or 0.0
         left = self.seconds / max(1, state.global_step) * (state.max_steps - state.global_step)
         peak = peak_memory_gib(self.hardware)
-        text = f"loss {loss:.4f}  {rate:,.0f} tokens/s  {peak:.2f} GiB  {int(left // 60)}:{int(left % 60):02d} left"
+        learnt = f"loss {float(logs['loss']):.4f}"
+        if logs.get("reward") is not None:  # the loss of a policy gradient says nothing
+            learnt = f"reward {logs['reward']:.4f}  {logs['completions/mean_length']:.0f} tokens each"
+        text = f"{learnt}  {rate:,.0f} tokens/s  {peak:.2f} GiB  {int(left // 60)}:{int(left % 60):02d} left"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=text)
         else:

@@ -63,8 +63,7 @@ def lay_out(
     """Padded rows one behind the other, what a group begins with laid down once.
 
     Args:
-        input_ids, attention_mask, scored: (rows, tokens), padded on the right; 1 in `scored` at tokens whose
-            log-probability is wanted.
+        input_ids, attention_mask, scored: (rows, tokens); 1 in `scored` at tokens whose log-probability is wanted.
         groups: The rows, those together that may begin alike.
         pad: The token that rows are filled up with.
 
@@ -74,9 +73,12 @@ def lay_out(
         and under `ends`, (rows,), where each row's last token stands that is not `pad`.
     """
     width = input_ids.shape[1]
-    lengths = attention_mask.sum(1).tolist()
-    rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
-    wanted = [[at for at in torch.nonzero(row).flatten().tolist() if at] for row in scored]
+    columns = [torch.nonzero(row).flatten().tolist() for row in attention_mask]
+    rows = [[ids[at] for at in seen] for ids, seen in zip(input_ids.tolist(), columns, strict=True)]
+    wanted = [
+        [at for at, column in enumerate(seen) if at and row[column]]
+        for row, seen in zip(scored.tolist(), columns, strict=True)
+    ]
     tokens: list[int] = []
     positions: list[int] = []
     spans: list[Span] = []
@@ -92,10 +94,10 @@ def lay_out(
         for row in group:
             start = len(tokens)
             tokens += rows[row][common:]
-            positions += range(common, lengths[row])
+            positions += range(common, len(rows[row]))
             spans.append(Span(start, len(tokens), begin, common))
             here = [*range(begin, begin + common), *range(start, len(tokens))]
-            found += [(rows[row][at], here[at - 1], row * (width - 1) + at - 1) for at in wanted[row]]
+            found += [(rows[row][at], here[at - 1], row * (width - 1) + columns[row][at] - 1) for at in wanted[row]]
             ends[row] = next((place for place in reversed(here) if tokens[place] != pad), here[0])
     targets, before, places = torch.tensor(found, dtype=torch.long).reshape(-1, 3).unbind(1)
     return {
@@ -131,10 +133,13 @@ def answering(trainer: type[Any], wanted: bool) -> type[Any]:
             base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             unlike = getattr(self, "aux_loss_enabled", False) or getattr(self, "use_weighting", False)
             unlike = unlike or self.compute_loss_func is not None
+            unlike = unlike or getattr(self, "_entropy_bonus_enabled", False)  # whose gradient is the entropy's
+            unlike = unlike or getattr(self.args, "cast_lm_head_to_fp32", False)
+            self.answers = wanted and not unlike and not hasattr(base, "score") and has_plain_head(self)
             if hasattr(base, "score"):
                 give_scores(base)
-            elif wanted and not unlike and has_plain_head(self):
-                give_answers(base)
+            elif self.answers:
+                give_answers(base, getattr(self, "temperature", 1.0))
             elif isinstance(self.data_collator, LaidOut):
                 self.data_collator = self.data_collator.padded
 
@@ -158,9 +163,13 @@ def answering(trainer: type[Any], wanted: bool) -> type[Any]:
     return AnsweringTrainer
 
 
-def give_answers(model: Any) -> None:
-    """Let a causal language model's forward give log-probabilities of its labels when asked by trl's keyword."""
-    original, scale = model.forward, logit_scale(model.config.get_text_config())
+def give_answers(model: Any, temperature: float = 1.0) -> None:
+    """Let a causal language model's forward give log-probabilities of its labels when asked by trl's keyword.
+
+    Args:
+        temperature: What logits are divided by, as those are that completions are drawn from.
+    """
+    original, scale = model.forward, logit_scale(model.config.get_text_config()) / temperature
 
     # generate() reads the signature.
     @functools.wraps(type(model).forward)
