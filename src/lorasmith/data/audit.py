@@ -123,12 +123,17 @@ def _truncate(row: TokenRow, max_length: int, plain_text: bool) -> TokenRow | No
 
 
 def account_lines(account: Account) -> list[str]:
-    """The account as sentences."""
+    """The account as sentences; without a trained token it is one of prompts, whose answers are written in training."""
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in account.dropped.items())
     truncated = f", {account.truncated} of them truncated" if account.truncated else ""
     unrolled = f" and {account.unrolled} more by unrolling turns" if account.unrolled else ""
     share = account.supervised_tokens / account.tokens
     q = account.length_quantiles
+    if not account.supervised_tokens:
+        return [
+            f"prompts: {account.read} read, {account.trained} kept{dropped}",
+            f"tokens: {account.tokens:,}; a prompt has {q['min']} to {q['max']} (median {q['median']}, p99 {q['p99']})",
+        ]
     return [
         f"rows: {account.read} read{unrolled}, {account.trained} trained{truncated}{dropped}",
         f"tokens: {account.tokens:,}, {share:.1%} of them trained; a row has {q['min']} to {q['max']} "
@@ -196,7 +201,8 @@ def _page(
 ) -> str:
     """audit.html."""
     drawn = f"<figure>{figures.histogram(bins, 'tokens')}<figcaption>Training rows by length.</figcaption></figure>"
-    told = ["<p>Trained tokens are <mark>marked</mark>.</p>"]
+    answered = any(account.supervised_tokens for account in accounts.values())
+    told = ["<p>Trained tokens are <mark>marked</mark>.</p>" if answered else "<p>The answers come in training.</p>"]
     for row in rows[:SHOWN_ROWS]:
         pieces = (
             f"<mark>{shown(text)}</mark>" if trained else shown(text) for text, trained in _pieces(tokenizer, row)

@@ -17,7 +17,8 @@ from lorasmith.errors import DataError
 LABELS = ("label", "kto_tag")
 
 
-def _hash(*content: Any) -> str:
+def content_hash(*content: Any) -> str:
+    """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -44,7 +45,7 @@ class Pair:
     @cached_property
     def digest(self) -> str:
         """Hash of the content, wherever the pair stands."""
-        return _hash(self.tools, self.prompt, self.chosen, self.rejected)
+        return content_hash(self.tools, self.prompt, self.chosen, self.rejected)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Judged:
     @cached_property
     def digest(self) -> str:
         """Hash of the content, wherever the row stands."""
-        return _hash(self.tools, self.prompt, self.completion, self.label)
+        return content_hash(self.tools, self.prompt, self.completion, self.label)
 
 
 T = TypeVar("T")
@@ -96,7 +97,7 @@ def read_pairs(
     Raises:
         DataError: At the first row that is broken, naming its line, or if none is left.
     """
-    return _read(pair_of, source, subset, split, columns or {}, on_bad_row)
+    return found_in(pair_of, source, subset, split, columns or {}, on_bad_row)
 
 
 def read_judged(
@@ -108,10 +109,10 @@ def read_judged(
     on_bad_row: str = "error",
 ) -> Found[Judged]:
     """Read all judged rows of a file, folder or hub data set, as `read_pairs` does."""
-    return _read(judged_of, source, subset, split, columns or {}, on_bad_row)
+    return found_in(judged_of, source, subset, split, columns or {}, on_bad_row)
 
 
-def _read(
+def found_in(
     parse: Callable[[Any, str], T],
     source: str,
     subset: str | None,
@@ -119,6 +120,11 @@ def _read(
     columns: dict[str, str],
     on_bad_row: str,
 ) -> Found[T]:
+    """What a source's records are parsed to, and the refusals of those that cannot be, where they are dropped.
+
+    Raises:
+        DataError: At the first record that is broken, unless `on_bad_row` is "drop", or if no row is left.
+    """
     rows: list[T] = []
     rejected: list[str] = []
     for place, value in records(source, subset, split):

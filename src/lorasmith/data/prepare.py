@@ -164,7 +164,8 @@ def prepare(
 def show(tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow]) -> None:
     """Rows as the model sees them, the trained tokens green on a terminal and in brackets elsewhere."""
     coloured = sys.stdout.isatty()
-    say(f"{len(rows)} rows as the model sees them, trained tokens {'in green' if coloured else 'in brackets'}:")
+    trained = f", trained tokens {'in green' if coloured else 'in brackets'}" if any(r.supervised for r in rows) else ""
+    say(f"{len(rows)} {'rows' if trained else 'prompts'} as the model sees them{trained}:")
     marks = ("\033[32m", "\033[0m") if coloured else ("[", "]")
     for row in rows:
         say(f"  {row.place}")

@@ -107,7 +107,7 @@ def render(tokenizer: PreTrainedTokenizerBase, row: Row, train_on: str, known: K
             return apply_template(tokenizer, row.messages[:end], row.tools, answering=answering)
 
         text = text_of(len(row.messages), False)
-        _check_calls(row, text)
+        check_calls(row, text)
         if train_on == "all":
             return [Rendered(row.place, text, [(0, len(text))], special=False)]
         return _assistant_turns(text_of, row, text)
@@ -142,7 +142,7 @@ def _span(text_of: TextOf, i: int, text: str) -> tuple[int, int]:
     return len(before), len(before) + len(after[len(before) :].rstrip())
 
 
-def _check_calls(row: Row, text: str) -> None:
+def check_calls(row: Row, text: str) -> None:
     """A template without tool support leaves calls out silently; then the turn would teach nothing."""
     for i, message in enumerate(row.messages):
         for call in message.get("tool_calls", ()):
@@ -221,7 +221,7 @@ def _token_row(
         ids, labels = _ended(ids, labels, tokenizer.eos_token_id)
     elif train_on == ASSISTANT:
         _check_stops(tokenizer, one, encoding, ids, stop_ids)
-    _check_bos(tokenizer, one, ids)
+    check_bos(tokenizer, one.place, ids)
     return TokenRow(one.place, ids, labels)
 
 
@@ -325,9 +325,9 @@ def _check_stops(
             )
 
 
-def _check_bos(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, ids: Ids) -> None:
+def check_bos(tokenizer: PreTrainedTokenizerBase, place: str, ids: Ids) -> None:
     """A BOS both in the text and added by the tokenizer is never seen at inference."""
     if tokenizer.bos_token_id is not None and ids[:2].count(tokenizer.bos_token_id) == 2:
         raise DataError(
-            f"{rendered.place}: begins with {tokenizer.bos_token} twice. Remove it from the row, or from the template."
+            f"{place}: begins with {tokenizer.bos_token} twice. Remove it from the row, or from the template."
         )
