@@ -54,5 +54,6 @@ METHODS = {
         Method("orpo", "pairs", prompts_scored=True),
         Method("cpo", "pairs"),
         Method("reward", "pairs", loss="score", chunked_loss=False),
+        Method("grpo"),
     )
 }

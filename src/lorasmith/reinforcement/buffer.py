@@ -17,7 +17,7 @@ STEP = "step"
 def keep(trainer: Any) -> None:
     """Write the completions of a generation that is not used up into the checkpoint that is about to be saved."""
     every = trainer.args.steps_per_generation * trainer.num_iterations
-    if trainer._buffered_inputs is None or trainer._step % every == 0:
+    if trainer._buffered_inputs is None or trainer.taken % every == 0:
         return
     folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def keep(trainer: Any) -> None:
         if torch.is_tensor(value)
     }
     path = folder / NAME.format(rank=trainer.args.process_index)
-    save_file(tensors | {STEP: torch.tensor(trainer._step % every)}, path)
+    save_file(tensors | {STEP: torch.tensor(trainer.taken % every)}, path)
 
 
 def take_up(trainer: Any, checkpoint: str) -> None:
@@ -37,7 +37,7 @@ def take_up(trainer: Any, checkpoint: str) -> None:
     if not path.is_file():
         return
     tensors = load_file(path, device=str(trainer.accelerator.device))
-    trainer._step = int(tensors.pop(STEP))
+    trainer.taken = int(tensors.pop(STEP))
     batches: list[dict[str, Any]] = [{} for _ in range(trainer.args.steps_per_generation)]
     for key, value in tensors.items():
         number, _, name = key.partition(".")

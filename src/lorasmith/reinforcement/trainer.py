@@ -1,5 +1,6 @@
 """trl's GRPOTrainer with the seams that the guards and levers of a run need."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl.trainer.utils import RepeatSampler
 
-from lorasmith.data.prompts import restored
+from lorasmith.data.prepare_prompts import restored
 from lorasmith.preference.trainer import REFERENCE, SHARE, TRAINED, is_base
 from lorasmith.reinforcement import buffer, generating, rehearsing
 from lorasmith.reliability.rehearsal import random_state, set_random_state
@@ -36,12 +37,13 @@ def rolling(trainer: type[Any]) -> type[Any]:
 
     trl has no callback or argument for any of these (1.16). What is overridden:
 
-    - training_step generates before what may be done again in halves, and leaves for a safe stop;
+    - made_ready, which `guarded` calls, generates before what may be done again in halves, and leaves for a safe stop;
     - _prepare_inputs puts the completions of a prompt side by side, which trl shuffles over the update;
     - _generate_single_turn can be left between two tokens, and is done in halves when memory is full;
     - _get_per_token_logps_and_entropies lays rows one behind the other, a prompt once (`lorasmith.speed.answers`);
     - _calculate_rewards gives the rows' columns as they stand in the file;
-    - _evaluate draws the same numbers each time, and leaves training's as they were;
+    - evaluate draws the same numbers each time, and leaves training's as they were;
+    - log gives means of an evaluation over its rows, where trl's are over its batches;
     - _save_checkpoint and _load_optimizer_and_scheduler keep completions that later updates still learn from;
     - _get_train_sampler gives `PromptOrder`.
     """
@@ -51,6 +53,8 @@ def rolling(trainer: type[Any]) -> type[Any]:
         answers: bool  # whether the model gives log-probabilities of rows that are laid out
         share_prompts: bool | None = None  # whether such rows lay a prompt down once; None: padded rows
         most_generated: int | None = None  # completions at a time, once more were out of memory
+        evaluated: list[int]  # rows of each batch of an evaluation
+        taken = 0  # micro-batches of this generation and the ones before
         _update_began: Any = None  # the random state at the beginning of the update
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,26 +68,28 @@ def rolling(trainer: type[Any]) -> type[Any]:
             names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
             return PromptOrder(**{name: getattr(found, name) for name in names})
 
-        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        def made_ready(self, inputs: Any) -> dict[str, Any]:
+            """A micro-batch of completions for the rows of one, before anything of it may be done again."""
             if isinstance(inputs, list):
+                self.model_wrapped.train()  # an evaluation may have been before
                 if not getattr(self, "done", None):
                     self._update_began = random_state()
+                self._step = self.taken  # trl counts what is done again, too
                 try:
                     inputs = self._prepare_inputs(inputs)
                 except EvaluationStopped:
                     set_random_state(self._update_began)
                     raise generating.left(self) from None
-            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-            step = self._step
-            loss = super().training_step(model, inputs | {"input_ids": ids}, num_items_in_batch)
-            self._step = step + 1  # once, in however many parts it was done
-            return loss
+                self.taken += 1
+            return inputs | {"input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)}
 
         def _prepare_inputs(self, generation_batch: Any) -> Any:
             if isinstance(generation_batch, dict):
                 return generation_batch
             before = self._buffered_inputs
             inputs = super()._prepare_inputs(generation_batch)
+            if not self.model.training:
+                self.evaluated.append(len(generation_batch))
             if not self.model.training or self._buffered_inputs is before or self.loss_type == GROUPLESS:
                 return inputs
             self._buffered_inputs = regrouped(self._buffered_inputs, self.args.gradient_accumulation_steps)
@@ -137,13 +143,19 @@ def rolling(trainer: type[Any]) -> type[Any]:
         def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
             return super()._calculate_rewards(restored(inputs), *args, **kwargs)
 
-        def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-            before = random_state()
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            before, self.evaluated = random_state(), []
             torch.manual_seed(self.args.seed + self.args.process_index)
             try:
-                return super()._evaluate(*args, **kwargs)
+                return super().evaluate(*args, **kwargs)
             finally:
                 set_random_state(before)
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if not self.model.training:
+                for name, values in self._metrics["eval"].items():
+                    self._metrics["eval"][name] = [weighted_mean(values, self.evaluated)]
+            super().log(logs, start_time)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             buffer.keep(self)
@@ -181,6 +193,12 @@ def rolling(trainer: type[Any]) -> type[Any]:
 
     RolloutTrainer.__name__ = trainer.__name__  # trl names cards and logs after the class
     return RolloutTrainer
+
+
+def weighted_mean(values: list[float], sizes: list[int]) -> float:
+    """The mean over rows of a figure that is known for each batch, which are of different sizes; NaN are left out."""
+    known = [(value, size) for value, size in zip(values, sizes, strict=False) if not math.isnan(value)]
+    return sum(value * size for value, size in known) / sum(size for _, size in known) if known else math.nan
 
 
 def cut(inputs: dict[str, Any], rows: slice) -> dict[str, Any]:

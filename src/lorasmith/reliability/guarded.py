@@ -61,6 +61,8 @@ def guarded(trainer: type[Any]) -> type[Any]:
         grad_norm: Any = None  # before clipping
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            if hasattr(self, "made_ready"):  # where the model writes what it is trained on
+                inputs = self.made_ready(inputs)
             self.done = [*getattr(self, "done", []), (dict(inputs), num_items_in_batch)]
             rows = self.batch_count(inputs)
             if self.too_large is not None and rows > 1 and inputs["input_ids"].numel() >= self.too_large:

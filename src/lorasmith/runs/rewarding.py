@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.console import say
-from lorasmith.data.prepare_prompts import prompts_as_dataset
-from lorasmith.data.prompts import Prompt, restored
+from lorasmith.data.prepare_prompts import PromptTokens, prompts_as_dataset, restored
 from lorasmith.errors import RecipeError
 from lorasmith.recipe_checks import nearest
 from lorasmith.rewards import checking, loading
@@ -19,7 +18,7 @@ MODEL = "model"
 Entries = Sequence[str | dict[str, Any]]
 
 
-def load_and_check(entries: Entries, prompts: list[Prompt]) -> list[Reward]:
+def load_and_check(entries: Entries, prompts: list[PromptTokens]) -> list[Reward]:
     """The rewards of a recipe, each function tried on some rows, and what they gave said.
 
     Raises:
