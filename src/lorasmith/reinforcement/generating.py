@@ -12,11 +12,25 @@ from lorasmith.errors import StoppedError
 from lorasmith.reliability import checkpoints, stopping
 from lorasmith.reliability.guarded import is_out_of_memory
 from lorasmith.reliability.stopping import SafeStop
+from lorasmith.speed import attention
+
+
+@contextmanager
+def attending_to_a_cache(model: Any) -> Iterator[None]:
+    """Inside, attention that knows flat batches alone is transformers' own, which knows a cache and padding too."""
+    if model.config._attn_implementation != attention.NAME:
+        yield
+        return
+    model.set_attn_implementation(attention.INSTEAD_OF)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention.NAME)
 
 
 @contextmanager
 def can_be_left(trainer: Any) -> Iterator[None]:
-    """Inside, the trainer's safe stop is asked before each token.
+    """Inside, which is for generation, the trainer's safe stop is asked before each token.
 
     Several processes generate different numbers of tokens, so that they could not agree: they stop behind the update.
 
@@ -27,12 +41,17 @@ def can_be_left(trainer: Any) -> Iterator[None]:
     if stop is None or trainer.args.world_size > 1:
         yield
         return
-    model = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    model = base_model(trainer)
     hook = model.register_forward_pre_hook(lambda *_: stop.ask_between_tokens(trainer.state, trainer.control))
     try:
         yield
     finally:
         hook.remove()
+
+
+def base_model(trainer: Any) -> Any:
+    """The transformers model under a trainer's adapter."""
+    return trainer.accelerator.unwrap_model(trainer.model).get_base_model()
 
 
 def safe_stop(trainer: Any) -> SafeStop | None:

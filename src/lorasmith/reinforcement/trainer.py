@@ -53,6 +53,7 @@ def rolling(trainer: type[Any]) -> type[Any]:
         answers: bool  # whether the model gives log-probabilities of rows that are laid out
         share_prompts: bool | None = None  # whether such rows lay a prompt down once; None: padded rows
         most_generated: int | None = None  # completions at a time, once more were out of memory
+        _buffered_inputs: Any
         evaluated: list[int]  # rows of each batch of an evaluation
         taken = 0  # micro-batches of this generation and the ones before
         _update_began: Any = None  # the random state at the beginning of the update
@@ -99,7 +100,8 @@ def rolling(trainer: type[Any]) -> type[Any]:
             if self.use_vllm:
                 return super()._generate_single_turn(prompt_ids, *args, **kwargs)
             whole = super()._generate_single_turn
-            with generating.can_be_left(self):
+            model = generating.base_model(self)
+            with generating.attending_to_a_cache(model), generating.can_be_left(self):
                 return generating.in_parts(self, prompt_ids, lambda part: whole(part, *args, **kwargs)[0]), None
 
         def _get_per_token_logps_and_entropies(

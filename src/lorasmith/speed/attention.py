@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from lorasmith.speed.batches import ROWS, Span
 
 NAME = "lorasmith_rows"
+INSTEAD_OF = "sdpa"  # transformers' attention that it takes the place of
 HALVES = (torch.bfloat16, torch.float16)
 
 

@@ -13,7 +13,7 @@ from lorasmith.console import say
 from lorasmith.errors import ModelError
 from lorasmith.memory.machine import free_memory
 from lorasmith.recipe import Recipe
-from lorasmith.speed.attention import NAME, use_row_attention
+from lorasmith.speed.attention import INSTEAD_OF, NAME, use_row_attention
 from lorasmith.speed.batches import IGNORED, FlatCollator, inputs_of
 from lorasmith.speed.frozen import reuse_frozen_blocks
 from lorasmith.speed.lora import fuse_lora
@@ -37,7 +37,7 @@ def make_batches(model: PeftModel, recipe: Recipe) -> FlatCollator | None:
         return None
     base: Any = model.get_base_model()
     before = base.config._attn_implementation
-    if wanted and before == "sdpa":
+    if wanted and before == INSTEAD_OF:
         try:
             use_row_attention(base)
         except (ValueError, ImportError, AttributeError):
