@@ -149,8 +149,8 @@ def _checked(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, found: list[int
     check_bos(tokenizer, prompt.place, ids)
     if prompt.text and ids and ids[-1] == tokenizer.eos_token_id:
         raise DataError(
-            f"{prompt.place}: the prompt ends with {tokenizer.eos_token}, the end. Remove it from the row, or, "
-            "if the tokenizer adds it, write the prompts as messages."
+            f"{prompt.place}: ends with {tokenizer.eos_token}, behind which a model says nothing. Remove it; if the "
+            "tokenizer adds it, write the prompts as messages."
         )
     return PromptTokens(prompt, ids)
 

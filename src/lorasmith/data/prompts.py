@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 from lorasmith.console import say
@@ -89,10 +90,11 @@ def prompt_of(record: Any, place: str, system: str | None = None) -> Prompt:
     for name in TAKEN:
         if name in record:
             raise DataError(
-                f"{place}: column `{name}` has a name that the trainer gives to its own. Rename it in the file."
+                f"{place}: column `{name}` has a name that trl gives to something else. Rename it, as by data.columns: "
+                f"{{my_{name}: {name}}}."
             )
     if checked_tools(record, place):
-        raise DataError(f"{place}: tools: grpo.py shows the model none, so it could not call them. {DROP}")
+        raise DataError(f"{place}: tools: grpo.py shows the model none, so it could not call them. Remove the field.")
     name = _asking(record, place)
     asked, answer = _parts(record, name, place)
     checked = checked_said(asked, name, place, answer=False) if asked else []
@@ -143,7 +145,7 @@ def _parts(record: dict[str, Any], name: str, place: str) -> tuple[Said, str | N
     if name in CONVERSATIONS:
         asked, answered = divided(record, place, _open_end, CONVERSATIONS[name])
         whole = checked_said([*asked, *answered], name, place, answer=False)  # what the model is not shown too
-        return asked, _said_last(whole[len(asked) :])
+        return asked, _said_last(list(takewhile(_is_answer, whole[len(asked) :])))
     alone = {key: value for key, value in record.items() if key not in ("messages", "conversations")}
     said = asked_in(alone, place)
     assert said is not None
@@ -156,6 +158,10 @@ def _parts(record: dict[str, Any], name: str, place: str) -> tuple[Said, str | N
 def _open_end(messages: Turns) -> int:
     """Where the answer begins: past the end of a conversation that waits for one, else behind the last question."""
     return last_answer(messages) if messages[-1].get("role") == ASSISTANT else len(messages)
+
+
+def _is_answer(turn: Any) -> bool:
+    return turn["role"] in (ASSISTANT, "tool")
 
 
 def _said_last(answered: Any) -> str | None:
@@ -181,7 +187,8 @@ def _json_value(value: Any, name: str, place: str) -> Any:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise DataError(
-            f"{place}: {name}: {shown(value)} is no JSON value. Write it as text, or remove the column."
+            f"{place}: {name}: `{shown(str(value))}` ({type(value).__name__}) is no JSON value. Write it as text, or "
+            "remove the column."
         ) from None
     return value
 
