@@ -31,7 +31,7 @@ OWNED = {
     "padding_free": "Set speed.padding_free.",
     "dataset_num_proc": "Rows are prepared by Lorasmith.",
     "truncation_mode": "Set data.on_too_long.",
-    "disable_dropout": "Set adapter.dropout.",
+    "chat_template_kwargs": "Write what it sets into a template and name that in model.chat_template.",
     "reward_weights": "Give each of `rewards:` its weight.",
     "log_completions": "Samples of completions are written into the run's private/.",
     "log_completions_hub_repo": "Nothing is uploaded while training.",

@@ -143,13 +143,22 @@ def arithmetic(x: Tensor, layer: Any) -> Tensor | None:
     return x if quantized or weight.dtype == x.dtype else None
 
 
+def _without_gradient(layer: Any, x: Tensor) -> Tensor:
+    """The layer's output where nothing is learnt from it, as in each step of a generation."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = layer.base_layer(x)
+        narrow = x.reshape(-1, x.shape[-1]) @ layer.lora_A[ADAPTER].weight.to(x.dtype).T
+        _add_product(out, narrow, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER])
+    return out
+
+
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    ready = None
-    if not args and not kwargs and is_trained(layer) and torch.is_grad_enabled():
-        ready = arithmetic(x, layer)
+    ready = arithmetic(x, layer) if not args and not kwargs and is_trained(layer) else None
     if ready is None:
         out: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return out
+    if not torch.is_grad_enabled():
+        return _without_gradient(layer, ready)
     with torch.autocast(x.device.type, enabled=False):
         base = Frozen(layer.get_base_layer())
         found: Tensor = LoraLinear.apply(
