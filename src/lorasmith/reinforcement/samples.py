@@ -47,8 +47,9 @@ class Samples(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         logs = logs or {}
-        if not is_first_process() or not {"loss", "eval_loss"} & logs.keys():
+        if not is_first_process() or not {"loss", "eval_loss"} & logs.keys() or not self.trainer.is_new:
             return
+        self.trainer.is_new = False
         found = self.trainer._logs
         rewards = found["rewards"]
         records = [

@@ -55,6 +55,7 @@ def rolling(trainer: type[Any]) -> type[Any]:
         most_generated: int | None = None  # completions at a time, once more were out of memory
         _buffered_inputs: Any
         evaluated: list[int]  # rows of each batch of an evaluation
+        is_new = False  # whether something was generated since it was last shown
         taken = 0  # micro-batches of this generation and the ones before
         _update_began: Any = None  # the random state at the beginning of the update
 
@@ -89,6 +90,7 @@ def rolling(trainer: type[Any]) -> type[Any]:
                 return generation_batch
             before = self._buffered_inputs
             inputs = super()._prepare_inputs(generation_batch)
+            self.is_new = not self.model.training or self.is_new or self._buffered_inputs is not before
             if not self.model.training:
                 self.evaluated.append(len(generation_batch))
             if not self.model.training or self._buffered_inputs is before or self.loss_type == GROUPLESS:

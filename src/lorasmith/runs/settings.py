@@ -139,6 +139,11 @@ def make_config(kind: Any, recipe: Recipe, machine: Hardware, method: str = "sft
             raise RecipeError(
                 f"trainer.report_to is `{name}`, which is not installed. Install it with: pip install {name}"
             )
+    if recipe.trainer.get("use_vllm") and importlib.util.find_spec("vllm") is None:
+        raise RecipeError(
+            "trainer.use_vllm is `true`, and vllm is not installed. Install it with: pip install vllm; or leave the "
+            "key out: transformers generates then."
+        )
     try:
         return kind(**trainer_arguments(recipe, machine, method))
     except (ValueError, TypeError, ImportError) as error:
