@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--only", help="cells whose label has these words, or `levers`; nothing is written")
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    report: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} threads", "cells": {}, "levers": {}}
+    report: dict[str, Any] = {"machine": machine(), "repeats": arguments.repeats, "cells": {}, "levers": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "made_rewards.py").write_text(REWARDS)
@@ -124,6 +124,14 @@ def main() -> None:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
         PAGE.write_text(with_tables(PAGE.read_text(), report))
     sys.exit("\n".join(unequal(report)) or None)
+
+
+def machine() -> str:
+    """The processor, and the threads that each run has."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{platform.machine()}, {count} thread{'s' * (count > 1)}"
 
 
 def make_rows(task: str, folder: Path) -> None:
@@ -298,7 +306,8 @@ def with_tables(page: str, report: dict[str, Any]) -> str:
     """The page with this report's tables between its marks."""
     before, _, rest = page.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    said = f"Measured by `python benchmarks/grpo_speed.py` ({report['machine']}), medians:\n\n"
+    said = f"Measured by `python benchmarks/grpo_speed.py` ({report['machine']}), "
+    said += f"{'one run each' if report['repeats'] == 1 else 'medians of ' + str(report['repeats'])}:\n\n"
     return f"{before}{MARKS[0]}\n{said}{tables(report)}{MARKS[1]}{after}"
 
 
