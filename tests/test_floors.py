@@ -38,6 +38,7 @@ FLOORS = {
     "reliability": 3,
     "speed": 3,
     "preference": 3,
+    "reinforcement": 3,
     "rewards": 3,
     "preparing": 4,
     "runs": 4,
