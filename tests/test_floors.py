@@ -38,9 +38,9 @@ FLOORS = {
     "reliability": 3,
     "speed": 3,
     "preference": 3,
-    "reinforcement": 3,
     "rewards": 3,
     "preparing": 4,
+    "reinforcement": 4,
     "runs": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))
