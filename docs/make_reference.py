@@ -13,8 +13,8 @@ from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import OWNED
 
 SCRIPTS = (
-    "prepare", "sft", "dpo", "orpo", "cpo", "kto", "reward", "plan", "doctor", "launch", "eval", "chat", "merge",
-    "quantize", "adapter",
+    "prepare", "sft", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "plan", "doctor", "launch", "eval", "chat",
+    "merge", "quantize", "adapter",
 )  # fmt: skip
 
 

@@ -43,9 +43,8 @@ def main() -> None:
 def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
     with quick_imports():
-        from lorasmith.data.prepare_prompts import prepare_prompts, read_train_and_eval_prompts
-
         from lorasmith import adapters, hardware, models
+        from lorasmith.data.prepare_prompts import prepare_prompts, read_train_and_eval_prompts
         from lorasmith.reliability import reopened, resume
         from lorasmith.runs import folder, guarding, planning, report, rewarding, settings
 
@@ -135,12 +134,12 @@ def make_trainer(
     callbacks: list[Any],
 ) -> tuple[Any, Any]:
     """The adapted model and trl's trainer over it."""
-    from lorasmith.data.prepare_prompts import prompts_as_dataset
     from torch.utils.data import DataLoader
     from transformers import DataCollatorForLanguageModeling, EarlyStoppingCallback, set_seed
     from trl import GRPOTrainer
 
     from lorasmith import adapters
+    from lorasmith.data.prepare_prompts import prompts_as_dataset
     from lorasmith.reinforcement.samples import Samples
     from lorasmith.reinforcement.trainer import rolling
     from lorasmith.reliability.guarded import guarded

@@ -40,6 +40,7 @@ FLOORS = {
     "preference": 3,
     "rewards": 3,
     "preparing": 4,
+    "reinforcement": 4,
     "runs": 4,
 }
 SCRIPTS = sorted(Path(__file__).parent.parent.glob("scripts/*.py"))

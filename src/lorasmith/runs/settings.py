@@ -107,7 +107,8 @@ def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") ->
         arguments |= {"disable_dropout": not recipe.adapter.dropout, "num_generations_eval": 1}
         arguments["per_device_eval_batch_size"] = recipe.run.effective_batch // world_size()
     if recipe.run.early_stopping:
-        arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+        metric = "eval_reward" if method == "grpo" else "eval_loss"  # a policy's loss says nothing of how good it is
+        arguments |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
     if recipe.speed.liger and machine.device == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
         kernels = {"rope": True, "rms_norm": True, "swiglu": not recipe.speed.fused_lora}
         parts = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # speed.chunked_loss needs no logits
