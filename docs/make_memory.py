@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lorasmith.data.lengths import sampled_rows
 from lorasmith.memory import facts, machine
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import GIB
-from lorasmith.memory.plans import Rows, make_plan, with_length
+from lorasmith.memory.plans import make_plan, with_length
 from lorasmith.memory.shapes import read_shape
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_method import method_of
@@ -71,10 +72,7 @@ def cell(path: Path, gib: int) -> str:
     method = method_of(path) or "sft"
     recipe = load_recipe(path, ["run.micro_batch=auto"], method)
     shape = read_shape(*facts.find_config(recipe.model.name))
-    recipe, _ = with_length(recipe, shape.positions)
-    length = recipe.trainer["max_length"]
-    evaluates = length if recipe.data.eval or recipe.data.eval_fraction else 0
-    rows = Rows([length] * 8, 8, length, length, evaluates, "")
+    rows = sampled_rows(with_length(recipe, shape.positions, method)[0], method)
     plan = make_plan(recipe, shape, rows, machine.a_card(gib), method=method)
     if not plan.fits:
         way = f"; {plan.proposals[0].text()}" if plan.proposals else ""

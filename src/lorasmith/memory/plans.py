@@ -10,13 +10,16 @@ from typing import Any
 from lorasmith import upstream
 from lorasmith.errors import FitError, ModelError, RecipeError
 from lorasmith.memory import fit
+from lorasmith.memory.beside import models_beside
 from lorasmith.memory.fit import Proposal, Workload
+from lorasmith.memory.generation import generation_of
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, SFT, Method
 from lorasmith.memory.peak import GIB, Memory, Setting, plan_memory
 from lorasmith.memory.shapes import Shape
-from lorasmith.memory.speed import keep_machine_facts, machine_facts
+from lorasmith.memory.speed import keep_machine_facts, machine_facts, update_seconds
 from lorasmith.recipe import LORA_METHODS, Recipe
+from lorasmith.recipe_checks import group_size
 
 KEPT_SPEEDS = 200  # of runs of different kinds
 SAMPLE = 512  # rows whose lengths stand for all in a plan's arithmetic
@@ -29,7 +32,7 @@ EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Lengths of what is trained on, in sequences, of which a pair has two.
+    """Lengths of what is trained on, in sequences, of which a pair has two; of grpo.py's prompts alone.
 
     Attributes:
         lengths: Tokens of each, or of a sample of them.
@@ -55,6 +58,13 @@ class Rows:
     def mean(self) -> float:
         """Tokens of a mean sequence."""
         return sum(self.lengths) / max(1, len(self.lengths))
+
+    def completed(self, tokens: int) -> "Rows":
+        """Prompts, each with a completion of so many tokens behind it."""
+        longer = [length + tokens for length in self.lengths]
+        evaluated = self.eval_longest + tokens * (self.eval_longest > 0)
+        top, prompt = self.longest + tokens, self.longest
+        return replace(self, lengths=longer, longest=top, supervised=tokens, eval_longest=evaluated, prompt=prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,9 @@ class Plan:
         if isinstance(steps, int) and steps > 0:
             return steps
         epochs = float(self.recipe.trainer.get("num_train_epochs", 3))
-        rows = self.rows.count // self.method.sequences
+        rows, made = self.rows.count // self.method.sequences, self.setting.generation
+        if made is not None:  # whole updates alone, each trained on as often as the recipe says
+            return max(1, round(epochs * (rows * made.group // self.recipe.run.effective_batch) * made.iterations))
         return max(1, round(epochs * -(-rows // self.recipe.run.effective_batch)))
 
     @property
@@ -159,17 +171,37 @@ class Plan:
         return f"  micro-batch {self.micro_batch}{pairs}, {kind}: {self.why}"
 
     def time_line(self) -> str:
-        """How long it takes."""
+        """How long it takes, completions as long as they may be."""
         disk = f"; {self.disk / GIB:.2f} GiB of disk"
         return (
             f"  time: {self.tokens:,} tokens in {self.updates:,} updates, about {self.speed:,.0f} tokens/s "
             f"({self.machine.rate.why}): {spelled(self.seconds)}{disk}"
         )
 
+    def generation_lines(self) -> list[str]:
+        """What is made before it is trained on, and the share of the time that this takes."""
+        made = self.setting.generation
+        if made is None:
+            return []
+        completions = self.recipe.run.effective_batch
+        line = f"  {self.method.name}: {completions} completions of up to {made.completion:,} tokens an update"
+        if made.elsewhere:
+            return [line]
+        generating, training = update_seconds(self.shape, self.setting, self.rows.lengths, self.machine.rate)
+        share = generating / (generating + training)
+        at_once = f", {self.setting.generated} at once on each device" if self.steps_chosen else ""
+        return [f"{line}{at_once}; generating them takes about {share:.0%} of the time"]
+
+    @property
+    def steps_chosen(self) -> int:
+        """What trainer.steps_per_generation is by the plan; 0 where the recipe says how many are made at once."""
+        made = self.setting.generation
+        return self.setting.steps if made is not None and not made.said else 0
+
     def lines(self) -> list[str]:
         """All of it for a run's screen."""
         notes = [f"  note: {note}" for note in self.notes]
-        return [self.line(), self.parts_line(), self.batch_line(), self.time_line(), *notes]
+        return [self.line(), self.parts_line(), self.batch_line(), *self.generation_lines(), self.time_line(), *notes]
 
     def error(self) -> FitError:
         """The verdict of a run that does not fit, with what mends it."""
@@ -206,11 +238,13 @@ def make_plan(
         method: The training script, a key of METHODS.
 
     Raises:
-        RecipeError: If a device's share of the effective batch is less than the method's smallest micro-batch.
+        RecipeError: If a device's share of the effective batch is less than the method's smallest micro-batch, or what
+            is made at once is no whole groups.
     """
     by = METHODS[method]
+    rows = rows.completed(completion_length(recipe)) if by.generates else rows
     per_process = by.sequences * max(1, recipe.run.effective_batch // processes)
-    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by)
+    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by, machine.budget)
     work = Workload(shape, _sample(rows.lengths), per_process, machine.rate, by)
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
     sizes = work.micro_batches() if wanted == "auto" else [wanted * by.sequences]
@@ -219,12 +253,16 @@ def make_plan(
             f"run.effective_batch is `{recipe.run.effective_batch}`; expected {by.least} rows or more for each of "
             f"{processes} devices, since {method} compares the rows of a micro-batch."
         )
+    sizes = [size for size in sizes if work.settings(setting, size)]
+    if not sizes:
+        raise _no_whole_groups(recipe)
     kinds = work.checkpointing(machine.device) if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
     room = machine.budget - machine.base
     found = fit.fastest(work, setting, room, sizes, kinds)
     if found is None:
         # Nothing that the recipe allows fits; the changes start from what it says, or from the smallest it allows.
-        setting = fit.with_batch(setting, sizes[0], per_process, checkpointing=kinds[-1 if recompute == "auto" else 0])
+        least = work.settings(setting, sizes[0], checkpointing=kinds[-1 if recompute == "auto" else 0])
+        setting = least[-1]
         memory, speed, why = plan_memory(shape, setting), work.speed(setting), "the least that the recipe allows"
         proposals = fit.smallest_changes(work, setting, room)
         return Plan(recipe, shape, setting, memory, machine, rows, speed, why, proposals, notes, by)
@@ -238,6 +276,16 @@ def make_plan(
     if measured:
         speed, machine = float(measured), replace(machine, rate=replace(machine.rate, why="as measured here before"))
     return Plan(recipe, shape, setting, memory, machine, rows, speed, why, [], notes, by)
+
+
+def _no_whole_groups(recipe: Recipe) -> RecipeError:
+    """That no micro-batch makes whole groups of completions at once."""
+    key = "steps_per_generation" if recipe.trainer.get("steps_per_generation") else "generation_batch_size"
+    group, wanted = group_size(recipe.trainer), recipe.run.micro_batch
+    return RecipeError(
+        f"trainer.{key} is `{recipe.trainer.get(key)}`, with run.micro_batch `{wanted}`; expected what makes a "
+        f"multiple of trainer.num_generations ({group}) completions at once. Drop it, and the plan chooses."
+    )
 
 
 def keep_speed(kind: str, tokens_per_second: float) -> None:
@@ -288,9 +336,14 @@ def completion_length(recipe: Recipe) -> int:
 
 
 def setting_of(
-    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1, by: Method = SFT
+    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1, by: Method = SFT, budget: int = 0
 ) -> tuple[Setting, tuple[str, ...]]:
-    """What memory depends on, from a recipe, and notes on what the plan does not know."""
+    """What memory depends on, from a recipe, and notes on what the plan does not know.
+
+    Args:
+        rows: Those of grpo.py with their completions.
+        budget: Bytes of the device, of which vLLM takes a share.
+    """
     adapter, trainer, notes = recipe.adapter, recipe.trainer, []
     options = dict(adapter.options)
     rank, targets, method = adapter.rank, adapter.target_modules, adapter.method
@@ -312,7 +365,8 @@ def setting_of(
         whole += (
             shape.vocab * shape.hidden if name in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out") else 0
         )
-    copied = by.reference and (whole > 0 or keeps_copy(recipe))
+    referred = by.reference or (by.generates and bool(trainer.get("beta")))
+    copied = referred and (whole > 0 or keeps_copy(recipe))
     whole += shape.hidden * (by.loss == "score")
     optimizer = str(trainer.get("optim", upstream.trainer_fields("sft")["optim"].default))
     packing = bool(trainer.get("packing"))
@@ -327,6 +381,14 @@ def setting_of(
     flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
     keeps_states = below > 0 and flat and recipe.speed.frozen_cache and by.frozen_cache and processes == 1
     mixed = by.mixed and trainer.get("loss_type", "kto") == "kto"
+    lengths, made = sorted(rows.lengths, reverse=True)[:LONGEST_ROWS], None
+    if by.generates:
+        shared = flat and recipe.speed.shared_prompts
+        prompt = max(rows.longest, rows.eval_longest) - rows.supervised
+        made = generation_of(recipe, prompt, rows.supervised, processes, shared)
+        beside, unknown = models_beside(recipe, dtype, budget)
+        made, notes = replace(made, beside=beside), [*notes, *unknown]
+        lengths = [length for length in lengths for _ in range(made.group)]
     setting = Setting(
         quantization=recipe.model.quantization,
         dtype=dtype,
@@ -347,7 +409,7 @@ def setting_of(
         padded=not flat and not packing and len(set(rows.lengths)) > 1,
         packed=packing,
         flat=flat,
-        lengths=tuple(sorted(rows.lengths, reverse=True)[:LONGEST_ROWS]),
+        lengths=tuple(lengths),
         pairs=tuple(sorted(rows.pairs, reverse=True)[:LONGEST_ROWS]) if recipe.speed.shared_prompts else (),
         frozen_below=below,
         states=round(rows.count * rows.mean * shape.hidden * (4 if dtype == "float32" else 2)) if keeps_states else 0,
@@ -364,6 +426,7 @@ def setting_of(
         attention=attention,
         device=device,
         processes=processes,
+        generation=made,
     )
     return setting, tuple(notes)
 
