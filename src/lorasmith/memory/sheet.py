@@ -67,8 +67,8 @@ def limits(plan: Plan) -> list[str]:
     def fits_row(tokens: int) -> bool:
         mixed = tokens if setting.mixed else 0
         if made is not None:
-            shorter = replace(made, completion=tokens, steps=at_once)
-            alike = replace(frugal, longest=made.prompt + tokens, supervised=tokens, generation=shorter)
+            longer = replace(made, completion=tokens, steps=at_once)
+            alike = replace(frugal, longest=made.prompt + tokens, supervised=tokens, generation=longer)
             return plan_memory(shape, replace(alike, micro_batch=1, eval_longest=0)).total <= room
         alike = replace(frugal, longest=tokens, supervised=tokens, mixed=mixed, eval_longest=0, padded=False)
         one = replace(alike, micro_batch=least * pair)
@@ -94,7 +94,8 @@ def limits(plan: Plan) -> list[str]:
             targets = other.targets(plan.recipe.adapter.target_modules)
             length = min(setting.longest, other.positions or setting.longest)
             sized = replace(frugal, targets=targets, adapted_layers=other.layers, longest=length)
-            one = replace(sized, quantization=bits, micro_batch=least * pair)
+            made_at_once = made and replace(made, steps=at_once)
+            one = replace(sized, quantization=bits, micro_batch=least * pair, generation=made_at_once)
             if plan_memory(other, one).total <= room:
                 best = f"{member} ({other.parameters / 1e9:.2f}B)"
         if members:
