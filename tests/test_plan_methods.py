@@ -284,8 +284,8 @@ def test_offload_is_refused_where_trls_config_has_none_and_not_passed_to_it(tmp_
     for method in CONFIGS:
         path = a_recipe(tmp_path, [], method, trainer={})
         offload = "run.gradient_checkpointing=offload"
-        if method in ("orpo", "cpo"):
-            with pytest.raises(RecipeError, match=r"is `offload`, which trl's (ORPO|CPO)Config cannot\. Use auto"):
+        if method in ("orpo", "cpo", "grpo"):
+            with pytest.raises(RecipeError, match=r"is `offload`, which trl's (ORPO|CPO|GRPO)Config cannot\. Use auto"):
                 load_recipe(path, [offload], method)
         else:
             load_recipe(path, [offload], method)
