@@ -54,7 +54,7 @@ def main() -> None:
     print(INTRODUCTION)
     print("## Every shipped recipe against four cards\n")
     print(
-        "Rows of `max_length`, settings chosen by the plan; peak memory of the fastest setting that fits, and rows of a"
+        "Rows as long as a recipe allows, settings chosen by the plan; peak memory of the fastest setting that fits, and rows of a"
     )
     print(
         "micro-batch, which are pairs but for sft, kto and grpo. Predicted, no GPU has measured them. One line again:"

@@ -12,7 +12,8 @@ from lorasmith.errors import FitError, ModelError
 from lorasmith.memory import facts, fit, machine
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import GIB, Setting, base_bytes, plan_memory
-from lorasmith.memory.plans import Rows, make_plan, with_length
+from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.setting import Rows
 from lorasmith.memory.shapes import KNOWN, UnknownArchitectureError, read_shape
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_file import read_recipe, rewrite

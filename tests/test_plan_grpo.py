@@ -14,7 +14,8 @@ from lorasmith.memory import facts, machine
 from lorasmith.memory.generation import Generation, cache_bytes, generation_of, making
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import Setting, base_bytes, unpacked_bytes
-from lorasmith.memory.plans import Rows, make_plan, setting_of
+from lorasmith.memory.plans import make_plan
+from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.speed import generation_seconds, update_seconds
 from lorasmith.recipe import Recipe, load_recipe

@@ -14,7 +14,8 @@ from lorasmith.errors import RecipeError
 from lorasmith.memory import facts, machine
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import Setting, base_bytes, plan_memory, scored_tokens
-from lorasmith.memory.plans import Rows, make_plan, setting_of
+from lorasmith.memory.plans import make_plan
+from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.speed import flops_per_token
 from lorasmith.recipe import Recipe, load_recipe

@@ -13,7 +13,7 @@ from lorasmith.errors import DataError
 from lorasmith.hostile import check_template
 from lorasmith.memory.facts import tokenizer_folder
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.plans import LONGEST_ROWS, Rows
+from lorasmith.memory.setting import LONGEST_ROWS, Rows
 from lorasmith.recipe import Recipe
 from lorasmith.templates import CHATML
 

@@ -12,7 +12,8 @@ from lorasmith.hardware import Hardware
 from lorasmith.memory import fit, machine, speed
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, Method
-from lorasmith.memory.plans import Plan, Rows, make_plan
+from lorasmith.memory.plans import Plan, make_plan
+from lorasmith.memory.setting import Rows
 from lorasmith.memory.shapes import UnknownArchitectureError, read_shape
 from lorasmith.recipe import Recipe
 from lorasmith.runs.settings import world_size
