@@ -54,10 +54,10 @@ def main() -> None:
     print(INTRODUCTION)
     print("## Every shipped recipe against four cards\n")
     print(
-        "Rows as long as a recipe allows, settings chosen by the plan; peak memory of the fastest setting that fits, and rows of a"
+        "Rows as long as a recipe allows, settings chosen by the plan; peak memory of the fastest that fits, and rows of"
     )
     print(
-        "micro-batch, which are pairs but for sft, kto and grpo. Predicted, no GPU has measured them. One line again:"
+        "a micro-batch, which are pairs but for sft, kto and grpo. Predicted, not yet measured on a GPU. One line again:"
     )
     print("`python scripts/plan.py recipes/sft/NAME.yaml --gpu 8`.\n")
     print("| recipe | " + " | ".join(f"{gib} GiB card" for gib in CARDS) + " |")

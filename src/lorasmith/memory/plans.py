@@ -62,7 +62,8 @@ class Plan:
         if isinstance(steps, int) and steps > 0:
             return steps
         epochs = float(self.recipe.trainer.get("num_train_epochs", 3))
-        rows, made = self.rows.count // self.method.sequences, self.setting.generation
+        rows = self.rows.count // self.method.sequences
+        made = self.setting.generation
         if made is not None:  # whole updates alone, each trained on as often as the recipe says
             return max(1, round(epochs * (rows * made.group // self.recipe.run.effective_batch) * made.iterations))
         return max(1, round(epochs * -(-rows // self.recipe.run.effective_batch)))
