@@ -54,10 +54,10 @@ def main() -> None:
     print(INTRODUCTION)
     print("## Every shipped recipe against four cards\n")
     print(
-        "Rows as long as a recipe allows, settings chosen by the plan; peak memory of the fastest that fits, and rows of"
+        "Rows as long as a recipe allows, settings chosen by the plan; peak memory of the fastest that fits, and rows"
     )
     print(
-        "a micro-batch, which are pairs but for sft, kto and grpo. Predicted, not yet measured on a GPU. One line again:"
+        "of a micro-batch, which are pairs but for sft, kto and grpo. Predicted, not yet measured on a GPU. Once more:"
     )
     print("`python scripts/plan.py recipes/sft/NAME.yaml --gpu 8`.\n")
     print("| recipe | " + " | ".join(f"{gib} GiB card" for gib in CARDS) + " |")

@@ -149,6 +149,15 @@ def test_where_the_recipe_says_how_many_the_proposals_lower_that(said):
     assert all(one.memory.total <= plan.machine.budget for one in plan.proposals)
 
 
+def test_a_run_that_does_not_fit_after_all_is_told_to_make_fewer_at_once():
+    from lorasmith.runs.planning import smallest_change
+
+    plan = grpo(16, run={"gradient_checkpointing": True})
+    assert plan.memory.moment == "evaluation"
+    assert plan.setting.generated == 32
+    assert smallest_change(plan) == "trainer.steps_per_generation=4"
+
+
 def test_groups_get_smaller_where_not_even_one_fits_at_once():
     plan = grpo(10, run={"gradient_checkpointing": True, "effective_batch": 16}, num_generations=16)
     assert not plan.fits

@@ -77,8 +77,13 @@ def smallest_change(plan: Plan | None) -> str:
     """What would save most memory at least cost, for a run that does not fit after all; or nothing."""
     if plan is None:
         return ""
-    work = fit.Workload(plan.shape, plan.rows.lengths[:64], plan.setting.micro_batch, plan.machine.rate, plan.method)
-    found = fit.smallest_changes(work, plan.setting, int(0.9 * plan.memory.total), most=1)
+    setting, rows = plan.setting, plan.setting.micro_batch
+    if setting.generation is not None:  # groups are whole in an update; what the plan chose would be chosen again
+        rows *= setting.accumulation
+        said = setting.generation.said or "steps"
+        setting = replace(setting, generation=replace(setting.generation, said=said, steps=setting.steps))
+    work = fit.Workload(plan.shape, plan.rows.lengths[:64], rows, plan.machine.rate, plan.method)
+    found = fit.smallest_changes(work, setting, int(0.9 * plan.memory.total), most=1)
     return found[0].text() if found else ""
 
 
