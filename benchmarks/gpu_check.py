@@ -103,7 +103,8 @@ def capped_recipes(start: float | None) -> list[dict[str, Any]]:
 
     from lorasmith.memory import facts, machine
     from lorasmith.memory.peak import CUDA_CONTEXT, GIB
-    from lorasmith.memory.plans import Rows, make_plan, with_length
+    from lorasmith.memory.plans import make_plan, with_length
+    from lorasmith.memory.setting import Rows
     from lorasmith.memory.shapes import read_shape
     from lorasmith.recipe import load_recipe
 

@@ -321,7 +321,7 @@ def rows_of(cell: Cell, steps: int) -> tuple[list[Any], list[Any]]:
 
 
 def plan_rows(cell: Cell, rows: list[Any]) -> Any:
-    from lorasmith.memory.plans import Rows
+    from lorasmith.memory.setting import Rows
 
     lengths = [len(row.input_ids) for row in rows]
     return Rows(lengths, len(rows), cell.length, cell.length, cell.evaluate, "made up")

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/preference_memory.json"
 SHAPE = "100M"  # of speed_inputs.py
-METHODS = {"sft": 4, "dpo": 2, "orpo": 2, "cpo": 2, "reward": 2, "kto": 4}  # rows that are four sequences
+METHODS = {"sft": 4, "dpo": 2, "orpo": 2, "cpo": 2, "reward": 2, "kto": 4, "grpo": 4}  # rows that are four sequences
 WORDS = ("the", "order", "is", "a", "red", "blue", "cup", "for", "you", "and", "one", "more", "of", "it", "to", "we")
 PROMPT_WORDS, ANSWER_WORDS = 60, (40, 70)
 
@@ -129,7 +129,9 @@ def rows_of(method: str, count: int, seed: str) -> list[dict[str, Any]]:
     for i in range(count):
         prompt, answer, other = text(PROMPT_WORDS), text(draw.randint(*ANSWER_WORDS)), text(draw.randint(*ANSWER_WORDS))
         row: dict[str, Any] = {"prompt": prompt, "chosen": answer, "rejected": other}
-        if method in ("sft", "kto"):
+        if method == "grpo":
+            row = {"prompt": prompt, "answer": answer}
+        elif method in ("sft", "kto"):
             row = {"prompt": prompt, "completion": answer} | ({"label": i % 2 == 0} if method == "kto" else {})
         found.append(row)
     return found
@@ -140,7 +142,10 @@ def run_words(cell: Cell, folder: Path, base: Path) -> list[str]:
     for name, count in (("train", 16), ("eval", 4)):
         rows = rows_of(cell.method, count, name)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trainer = {"max_steps": 2, "max_length": 1024, "logging_steps": 1, "learning_rate": 1e-4, "eval_strategy": "no"}
+    trainer = {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-4, "eval_strategy": "no"}
+    own: dict[str, Any] = {"max_length": 1024}
+    if cell.method == "grpo":  # random weights hardly ever end a completion before it is as long as it may be
+        own = {"num_generations": METHODS["grpo"], "max_completion_length": 3 * PROMPT_WORDS}
     recipe = {
         "model": {"name": str(base), "quantization": cell.quantization} | ({} if on_gpu() else {"dtype": "float32"}),
         "adapter": {"rank": 16, "alpha": 32} | ({"from": str(folder / "first")} if cell.continued else {}),
@@ -149,8 +154,10 @@ def run_words(cell: Cell, folder: Path, base: Path) -> list[str]:
                 "gradient_checkpointing": cell.checkpointing},
         "speed": {"weight_cache": False},
         "output_dir": str(folder / "out"),
-        "trainer": trainer,
+        "trainer": trainer | own,
     }  # fmt: skip
+    if cell.method == "grpo":
+        recipe["rewards"] = [{"function": "rewards/length.py:within", "most": PROMPT_WORDS}]
     (folder / "recipe.yaml").write_text(json.dumps(recipe))  # which YAML holds
     return [f"scripts/{cell.method}.py", str(folder / "recipe.yaml")]
 

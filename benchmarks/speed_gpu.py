@@ -131,7 +131,8 @@ def ours(cell: Cell, contender: str, rows: list[Any], folder: Path, device: str)
 
     from lorasmith import hardware, models
     from lorasmith.memory import machine
-    from lorasmith.memory.plans import Rows, make_plan
+    from lorasmith.memory.plans import make_plan
+    from lorasmith.memory.setting import Rows
     from lorasmith.recipe import Recipe
     from lorasmith.runs import settings
 

@@ -14,6 +14,7 @@ from lorasmith.console import say
 from lorasmith.errors import LorasmithError, RecipeError
 from lorasmith.memory import facts, machine, sheet
 from lorasmith.memory.machine import Machine
+from lorasmith.memory.methods import METHODS
 from lorasmith.memory.plans import make_plan, with_length
 from lorasmith.memory.shapes import read_shape
 from lorasmith.recipe import Recipe, load_recipe
@@ -31,9 +32,10 @@ def main() -> None:
 
     target, processes = wanted_machine(arguments)
     shape = read_shape(*facts.find_config(recipe.model.name, recipe.model.revision))
-    recipe, _ = with_length(recipe, shape.positions, method)
-    rows = sampled_rows(recipe, method)
-    plan = make_plan(recipe, shape, rows, target, processes, method)
+    settled, _ = with_length(recipe, shape.positions, method)
+    # Prompts that are not here are as long as the recipe says, not as what completions leave of the model's positions.
+    rows = sampled_rows(recipe if METHODS[method].generates else settled, method)
+    plan = make_plan(settled, shape, rows, target, processes, method)
     for line in [*sheet.table(plan), "", *plan.lines(), *(sheet.limits(plan) if arguments.max else [])]:
         say(line)
     command = " ".join([f"scripts/{method}.py", str(arguments.recipe), *arguments.overrides])

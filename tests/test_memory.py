@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, launch, load_benchmark
 
+from lorasmith.data.lengths import sampled_rows
 from lorasmith.errors import FitError, ModelError
 from lorasmith.memory import facts, fit, machine
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import GIB, Setting, base_bytes, plan_memory
-from lorasmith.memory.plans import Rows, make_plan, with_length
+from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.setting import Rows
 from lorasmith.memory.shapes import KNOWN, UnknownArchitectureError, read_shape
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_file import read_recipe, rewrite
@@ -192,7 +194,7 @@ def test_a_shipped_recipe_is_planned_without_torch(path):
     done = launch("-c", code, path)
     assert done.returncode == 0, done.stderr
     assert "GiB" in done.stdout
-    assert "longest row" in done.stdout
+    assert "  longest row" in done.stdout or "  longest completion" in done.stdout
 
 
 @pytest.mark.parametrize("gib", [8, 12, 16, 24])
@@ -202,9 +204,9 @@ def test_a_recipe_fits_the_card_that_it_is_named_for(gib):
             method = method_of(path)
             recipe = load_recipe(path, [], method)
             shape = read_shape(*facts.find_config(recipe.model.name))
-            recipe, _ = with_length(recipe, shape.positions)
-            longest = rows(recipe.trainer["max_length"])
-            assert make_plan(recipe, shape, longest, machine.a_card(gib), method=method).fits, path
+            settled, _ = with_length(recipe, shape.positions, method)
+            longest = sampled_rows(recipe if method == "grpo" else settled, method)
+            assert make_plan(settled, shape, longest, machine.a_card(gib), method=method).fits, path
 
 
 def test_what_does_not_fit_is_told_with_the_changes_that_mend_it():

@@ -14,7 +14,8 @@ from lorasmith.errors import RecipeError
 from lorasmith.memory import facts, machine
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import Setting, base_bytes, plan_memory, scored_tokens
-from lorasmith.memory.plans import Rows, make_plan, setting_of
+from lorasmith.memory.plans import make_plan
+from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.speed import flops_per_token
 from lorasmith.recipe import Recipe, load_recipe
@@ -28,22 +29,34 @@ PREFERENCES = sorted(path for one in CONFIGS if one != "sft" for path in (ROOT /
 def a_recipe(folder, rows, method, **sections):
     """A recipe over rows with the quickstart's base, which names no schema."""
     train = write_rows(folder / "rows.jsonl", *rows)
+    trainer = {} if method == "grpo" else {"max_length": 512}
     recipe = {
         "model": {"name": BASE}, "data": {"train": str(train)}, "run": {"effective_batch": 8}, "output_dir": "unset",
-        "trainer": {"max_length": 512, **({"beta": 0.1} if method != "reward" else {})},
+        "trainer": trainer | ({"beta": 0.1} if method != "reward" else {}),
     }  # fmt: skip
+    if method == "grpo":
+        recipe["rewards"] = ["rewards/match.py:numeric"]
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe | sections))
     return path
 
 
 def a_plan(method, gib=24, length=1024, **changes):
-    """The plan of a method for an 8B model with rows of one length, of which half is trained."""
+    """The plan of a method for an 8B model with rows of one length, of which half is trained, or made and trained."""
+    if method == "grpo":
+        changes["trainer"] = {"max_completion_length": length // 2} | changes.get("trainer", {})
     values = {"model": {"name": LLAMA, "quantization": "nf4"}, "data": {"train": "x"}, "output_dir": "unset"}
     recipe = Recipe.model_validate(values | changes)
     shape = read_shape(facts.known_models()[LLAMA])
-    rows = Rows([length] * 64, 64, length, length // 2, length, "made up", length // 2)
-    return make_plan(recipe, shape, rows, machine.a_card(gib), method=method)
+    return make_plan(recipe, shape, some_rows(method, length), machine.a_card(gib), method=method)
+
+
+def some_rows(method, length, trained=None):
+    """Rows of one length, of which half is trained; for grpo its other half, which it goes on with."""
+    if method == "grpo":
+        return Rows([length // 2] * 64, 64, length // 2, 0, length // 2, "made up")
+    trained = length // 2 if trained is None else trained
+    return Rows([length] * 64, 64, length, trained, length, "made up", trained)
 
 
 def test_every_training_script_is_counted():
@@ -259,9 +272,11 @@ def test_more_tokens_or_rows_never_plan_less_and_proposals_keep_to_what_the_meth
     for proposal in tight.proposals:
         recipe = load_recipe(path, ["run.effective_batch=16", "run.micro_batch=8", *proposal.text().split()], method)
         assert recipe.run.micro_batch * METHODS[method].sequences == proposal.setting.micro_batch
-        shape, length = tight.shape, min(2048, recipe.trainer.get("max_length") or 2048)
-        length = 2048 if "trainer.max_length" not in proposal.overrides else length
-        rows = Rows([length] * 64, 64, length, min(1024, length), length, "", min(1024, length))
+        shape = tight.shape
+        length = recipe.trainer["max_length"] if "trainer.max_length" in proposal.overrides else 2048
+        if method == "grpo" and "trainer.max_completion_length" not in proposal.overrides:
+            recipe = recipe.model_copy(update={"trainer": recipe.trainer | {"max_completion_length": 1024}})
+        rows = some_rows(method, length, min(1024, length))
         checked = make_plan(recipe, shape, rows, machine.a_card(8), method=method)
         assert checked.fits, proposal.text()
 
@@ -270,8 +285,8 @@ def test_offload_is_refused_where_trls_config_has_none_and_not_passed_to_it(tmp_
     for method in CONFIGS:
         path = a_recipe(tmp_path, [], method, trainer={})
         offload = "run.gradient_checkpointing=offload"
-        if method in ("orpo", "cpo"):
-            with pytest.raises(RecipeError, match=r"is `offload`, which trl's (ORPO|CPO)Config cannot\. Use auto"):
+        if method in ("orpo", "cpo", "grpo"):
+            with pytest.raises(RecipeError, match=r"is `offload`, which trl's (ORPO|CPO|GRPO)Config cannot\. Use auto"):
                 load_recipe(path, [offload], method)
         else:
             load_recipe(path, [offload], method)
@@ -288,7 +303,7 @@ def test_a_recipe_makes_its_trl_config(path):
     kind = getattr(importlib.import_module(module), name)
     config = make_config(kind, recipe, hardware.find_hardware(use_cpu=True), method)
     assert config.learning_rate == recipe.trainer["learning_rate"]
-    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 16
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == recipe.run.effective_batch
 
 
 def test_the_benchmark_leaves_out_what_is_missing_and_shows_its_table():

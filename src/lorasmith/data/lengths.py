@@ -4,16 +4,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lorasmith.data.answers import Said
-from lorasmith.data.files import COMPRESSED
-from lorasmith.data.formats import read_rows
+from lorasmith.data.answers import Said, asked_in, divided, last_answer
+from lorasmith.data.files import COMPRESSED, records
+from lorasmith.data.formats import check_record, read_rows, renamed
 from lorasmith.data.pairs import Judged, Pair, read_judged, read_pairs
 from lorasmith.data.rows import Row
 from lorasmith.errors import DataError
 from lorasmith.hostile import check_template
 from lorasmith.memory.facts import tokenizer_folder
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.plans import Rows
+from lorasmith.memory.setting import LONGEST_ROWS, Rows
 from lorasmith.recipe import Recipe
 from lorasmith.templates import CHATML
 
@@ -21,13 +21,14 @@ LOOKED_AT = 1000  # rows
 HEAD_BYTES = 4 << 20  # of a larger file
 BYTES_A_TOKEN = 4  # of English in a vocabulary of 100,000 words, where no tokenizer is at hand
 ASSUMED_ROWS = 1000  # where no rows are at hand
+ASSUMED_PROMPT = 512  # tokens of a prompt, where no prompts are at hand and the recipe has no data.max_prompt_length
 
 
 def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
     """Lengths of the recipe's rows as its tokenizer and template give them, from the first rows of its local files.
 
-    Where the files are not here, every row is taken to be as long as `trainer.max_length`. A pair's two sequences are
-    two lengths.
+    Where the files are not here, every row is taken to be as long as `trainer.max_length`, every prompt of grpo.py as
+    `data.max_prompt_length`. A pair's two sequences are two lengths; of a prompt, nothing is trained.
 
     Args:
         method: The training script, which decides what the rows are.
@@ -35,8 +36,9 @@ def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
     Raises:
         DataError: If a row that was looked at is broken.
     """
-    longest = int(recipe.trainer["max_length"] or 0)
     reads, sequences = METHODS[method].reads, METHODS[method].sequences
+    key = "data.max_prompt_length" if reads == "prompts" else "max_length"
+    longest = int((recipe.data.max_prompt_length if reads == "prompts" else recipe.trainer["max_length"]) or 0)
     found: list[Any] = []
     count, whole = 0, True
     for source, weight in recipe.data.sources:
@@ -46,10 +48,10 @@ def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
         rows, all_rows, complete = _head(path, recipe, reads)
         found, count, whole = found + rows, count + round(all_rows * weight), whole and complete
     if not found:
-        assumed = longest or 1024
-        why = f"no rows here; {ASSUMED_ROWS:,} of max_length assumed"
+        assumed = longest or (ASSUMED_PROMPT if reads == "prompts" else 1024)
+        why = f"no rows here; {ASSUMED_ROWS:,} of {key if longest else f'{assumed:,} tokens'} assumed"
         share = recipe.data.eval is not None or recipe.data.eval_fraction > 0
-        return Rows([assumed] * 8, sequences * ASSUMED_ROWS, assumed, assumed, assumed if share else 0, why)
+        return Rows([assumed] * LONGEST_ROWS, sequences * ASSUMED_ROWS, assumed, assumed, assumed if share else 0, why)
     kept = found[:: max(1, len(found) // LOOKED_AT)][:LOOKED_AT]
     sizes, how = _sizes(kept, recipe, reads)
     cut = [min(size, longest) if longest else size for size, _ in sizes]
@@ -57,7 +59,7 @@ def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
     top = max(cut) if complete or not longest else longest
     evaluates = top if recipe.data.eval is not None or recipe.data.eval_fraction else 0
     train = sequences * (count - round(count * recipe.data.eval_fraction))
-    looked = "all rows" if complete else f"{len(kept):,} rows looked at, the longest taken as max_length"
+    looked = "all rows" if complete else f"{len(kept):,} rows looked at, the longest taken as {key}"
     supervised = min(top, max(trained for _, trained in sizes))
     prompt = min(top, max(size - trained for size, trained in sizes))
     return Rows(cut, train, top, supervised, evaluates, f"{looked}, {how}", prompt)
@@ -88,10 +90,30 @@ def _head(path: Path, recipe: Recipe, reads: str) -> tuple[list[Any], int, bool]
 def _read(path: Path, recipe: Recipe, reads: str) -> list[Any]:
     section = recipe.data
     options: dict[str, Any] = {"columns": section.columns, "on_bad_row": section.on_bad_row}
+    if reads == "prompts":
+        return list(_asked(path, recipe))
     if reads == "rows":
         return read_rows(str(path), section.subset, section.split, kind=section.format, **options).rows
     reader = read_pairs if reads == "pairs" else read_judged
     return list(reader(str(path), section.subset, section.split, **options).rows)
+
+
+def _asked(path: Path, recipe: Recipe) -> list[Said]:
+    """What each row of a file asks, its answer left aside, behind the recipe's system turn where it has none."""
+    found: list[Said] = []
+    for place, value in records(str(path), recipe.data.subset, recipe.data.split):
+        try:
+            check_record(value, place)
+            record = renamed(value, recipe.data.columns)
+            asked = asked_in(record, place) or divided(record, place, last_answer)[0]
+        except DataError:
+            if recipe.data.on_bad_row == "error":
+                raise
+            continue
+        if recipe.data.system and not isinstance(asked, str) and asked[0].get("role") != "system":
+            asked = [{"role": "system", "content": recipe.data.system}, *asked]
+        found.append(asked)
+    return found
 
 
 def _sizes(rows: list[Any], recipe: Recipe, reads: str) -> tuple[list[tuple[int, int]], str]:
@@ -113,7 +135,9 @@ def _sizes(rows: list[Any], recipe: Recipe, reads: str) -> tuple[list[tuple[int,
         tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
     check_template(tokenizer, recipe.model.name)
     refused: list[str] = []
-    if reads == "pairs":
+    if reads == "prompts":
+        sizes = [(_prompt_tokens(tokenizer, asked), 0) for asked in rows]
+    elif reads == "pairs":
         pairs = tokenize_pairs(tokenizer, rows, refused)
         sizes = [(len(row.input_ids), row.supervised) for pair in pairs for row in pair.rows()]
     elif reads == "judged":
@@ -127,8 +151,18 @@ def _sizes(rows: list[Any], recipe: Recipe, reads: str) -> tuple[list[tuple[int,
     return sizes, "its own tokenizer"
 
 
-def _sizes_by_bytes(row: Row | Pair | Judged) -> list[tuple[int, int]]:
-    """Tokens of each sequence of a row by its bytes; all may be trained tokens."""
+def _prompt_tokens(tokenizer: Any, asked: Said) -> int:
+    """Tokens of a prompt, as a model is asked to go on with it."""
+    if isinstance(asked, str):
+        return len(tokenizer(asked)["input_ids"])
+    encoded = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return len(encoded["input_ids"])
+
+
+def _sizes_by_bytes(row: Row | Pair | Judged | Said) -> list[tuple[int, int]]:
+    """Tokens of each sequence of a row by its bytes; all may be trained tokens, but those of a prompt alone."""
+    if isinstance(row, str | list):
+        return [(sum(len(text.encode()) for text in _texts(row)) // BYTES_A_TOKEN + 8, 0)]
     if isinstance(row, Row):
         texts = [[*(str(message["content"]) for message in row.messages), row.prompt, row.completion, row.text]]
     else:

@@ -9,7 +9,7 @@ from typing import Any
 from lorasmith.memory.methods import SFT, Method
 from lorasmith.memory.peak import Memory, Setting, plan_memory
 from lorasmith.memory.shapes import Shape
-from lorasmith.memory.speed import Rate, tokens_per_second
+from lorasmith.memory.speed import Rate, tokens_per_second, update_seconds
 
 LARGEST_MICRO_BATCH = 64  # rows that a search tries
 CUTS = (32768, 16384, 8192, 4096, 2048, 1024, 512, 256)  # tokens that max_length may be lowered to
@@ -18,7 +18,9 @@ CHECKPOINTING: dict[bool | int | str, str] = {False: "none", 4: "every 4", 3: "e
 CHECKPOINTING["offload"] = "offload"
 IN_RECIPE = {setting: word for word, setting in CHECKPOINTING.items()}
 PLAINEST = tuple(IN_RECIPE)
-TRAINS_ANOTHER = frozenset({"model.quantization", "adapter.rank", "trainer.max_length"})
+COMPLETION_CUTS = (*CUTS, 128, 64)  # tokens that trainer.max_completion_length may be lowered to
+LENGTHS = ("trainer.max_length", "trainer.max_completion_length")
+TRAINS_ANOTHER = frozenset({"model.quantization", "adapter.rank", "trainer.num_generations", *LENGTHS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,20 @@ class Workload:
         return [kind for kind in PLAINEST if kind != "offload" or (device == "cuda" and self.method.offloads)]
 
     def speed(self, setting: Setting) -> float:
-        """Tokens/s without padding."""
+        """Tokens/s without padding, the making of completions included."""
         lengths = [min(length, setting.longest) for length in self.lengths]
+        if setting.generation is not None:
+            seconds = sum(update_seconds(self.shape, setting, lengths, self.rate))
+            return self.rows_per_update * sum(lengths) / len(lengths) / seconds
         return tokens_per_second(self.shape, setting, lengths, self.rows_per_update, self.rate)
+
+    def settings(self, setting: Setting, micro_batch: int, **changes: Any) -> list[Setting]:
+        """The setting with another micro-batch, once for each number of completions that may be made at once."""
+        one = with_batch(setting, micro_batch, self.rows_per_update, **changes)
+        if one.generation is None:
+            return [one]
+        steps = one.generation.choices(micro_batch, one.accumulation)
+        return [replace(one, generation=one.generation.made_at_once(step)) for step in steps]
 
 
 def fastest(
@@ -85,20 +98,20 @@ def fastest(
 ) -> tuple[Setting, Memory, float] | None:
     """The fastest of the allowed settings that fits in `budget` bytes, with its memory and tokens/s; None if none does.
 
-    Within 3 % of the best speed, the plainest setting is taken, then the one that needs least memory: so small a
-    difference is no reason.
+    Within 3 % of the best speed, the plainest setting is taken, which makes most completions at once, then the one that
+    needs least memory: so small a difference is no reason.
     """
     fitting = []
     for micro, kind in itertools.product(micro_batches, checkpointing):
-        one = with_batch(setting, micro, work.rows_per_update, checkpointing=kind)
-        memory = plan_memory(work.shape, one)
-        if memory.total <= budget:
-            fitting.append((one, memory, work.speed(one)))
+        for one in work.settings(setting, micro, checkpointing=kind):
+            memory = plan_memory(work.shape, one)
+            if memory.total <= budget:
+                fitting.append((one, memory, work.speed(one)))
     if not fitting:
         return None
     best = max(speed for _, _, speed in fitting)
     close = [one for one in fitting if one[2] >= 0.97 * best]
-    return min(close, key=lambda one: (PLAINEST.index(one[0].checkpointing), one[1].total))
+    return min(close, key=lambda one: (PLAINEST.index(one[0].checkpointing), -one[0].generated, one[1].total))
 
 
 def with_batch(setting: Setting, micro_batch: int, rows_per_update: int, **changes: Any) -> Setting:
@@ -146,7 +159,10 @@ def largest(fits: Callable[[int], bool], highest: int) -> int:
 
 
 def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any], Setting]]:
-    """Every combination of changes with its overrides, those with fewer changes first."""
+    """Every combination of changes with its overrides, those with fewer changes first.
+
+    Of the numbers of completions that a recipe leaves open, each comes, the largest first.
+    """
     together = work.method.sequences
     smaller = [size // together for size in reversed(work.micro_batches()) if size < setting.micro_batch]
     plainer = PLAINEST[: PLAINEST.index(setting.checkpointing) + 1]
@@ -154,15 +170,17 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
     bits = {"none": ["int8", "nf4"], "int8": ["nf4"]}.get(setting.quantization, [])
     eight = [] if "8bit" in setting.optimizer else ["adamw_8bit"]
     ranks = [setting.rank // step for step in (2, 4) if setting.rank // step >= 4]
-    cuts = [length for length in CUTS if length < setting.longest]
     axes: list[list[tuple[str, Any]]] = [
         [("run.micro_batch", size) for size in smaller],
         [("run.gradient_checkpointing", IN_RECIPE[kind]) for kind in lighter],
         [("model.quantization", kind) for kind in bits],
         [("trainer.optim", kind) for kind in eight],
         [("adapter.rank", rank) for rank in ranks],
-        [("trainer.max_length", length) for length in cuts],
     ]
+    if setting.generation is None:
+        axes.append([("trainer.max_length", length) for length in CUTS if length < setting.longest])
+    else:
+        axes += setting.generation.smaller(COMPLETION_CUTS)
     combinations = itertools.product(*[[None, *axis] for axis in axes])
     for chosen in sorted(combinations, key=lambda one: sum(step is not None for step in one)):
         overrides = dict(step for step in chosen if step is not None)
@@ -183,10 +201,14 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
                 "supervised": min(cut, setting.supervised),
                 "mixed": min(2 * cut, setting.mixed),
             }
-        yield overrides, with_batch(setting, micro, work.rows_per_update, **changes)
+        if setting.generation is not None:
+            changes |= setting.generation.changes(overrides, setting.lengths, setting.eval_longest)
+        for one in work.settings(setting, micro, **changes):
+            yield overrides, one
 
 
 def _change(proposal: Proposal) -> tuple[float, float, float]:
     """Sort key of proposals: the longest rows, then the largest rank, then the highest speed."""
     overrides = proposal.overrides
-    return overrides.get("trainer.max_length", math.inf), overrides.get("adapter.rank", math.inf), proposal.speed
+    longest = min(overrides.get(key, math.inf) for key in LENGTHS)
+    return longest, overrides.get("adapter.rank", math.inf), proposal.speed

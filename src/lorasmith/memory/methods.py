@@ -12,7 +12,7 @@ class Method:
 
     Attributes:
         name: Of the script, a key of `upstream.CONFIGS`.
-        reads: rows, pairs (a row is two sequences) or judged.
+        reads: rows, pairs (a row is two sequences), judged, or prompts, whose completions it makes itself.
         least: Rows of the smallest micro-batch.
         loss: tiles: over some logits at a time; score: one number a sequence.
         chunked_loss: Whether speed.chunked_loss replaces trl's tiles.
@@ -24,7 +24,7 @@ class Method:
     """
 
     name: str
-    reads: Literal["rows", "pairs", "judged"] = "rows"
+    reads: Literal["rows", "pairs", "judged", "prompts"] = "rows"
     least: int = 1
     loss: Literal["tiles", "score"] = "tiles"
     chunked_loss: bool = True
@@ -37,6 +37,11 @@ class Method:
     def sequences(self) -> int:
         """Sequences of a row, which stay in one micro-batch."""
         return 2 if self.reads == "pairs" else 1
+
+    @property
+    def generates(self) -> bool:
+        """Whether it trains on completions that the model makes."""
+        return self.reads == "prompts"
 
     @property
     def offloads(self) -> bool:
@@ -54,6 +59,6 @@ METHODS = {
         Method("orpo", "pairs", prompts_scored=True),
         Method("cpo", "pairs"),
         Method("reward", "pairs", loss="score", chunked_loss=False),
-        Method("grpo"),
+        Method("grpo", "prompts"),
     )
 }

@@ -6,6 +6,7 @@ The formulas count the tensors that transformers, peft, bitsandbytes and trl's l
 
 from dataclasses import dataclass, field
 
+from lorasmith.memory.generation import Generation, making, prompt_bytes
 from lorasmith.memory.shapes import Linear, Shape
 
 GIB = 1 << 30
@@ -61,6 +62,7 @@ class Setting:
         copied: Whether a frozen copy of the adapter is kept, as the reference.
         checkpointing: none, all, offload (layer inputs in the computer's memory), or every N (of the blocks, one in N).
         processes: Over which gradients are averaged.
+        generation: How the completions that are trained on are made, if they are.
     """
 
     quantization: str
@@ -98,6 +100,7 @@ class Setting:
     attention: str = "sdpa"
     device: str = "cuda"
     processes: int = 1
+    generation: Generation | None = None
 
     @property
     def itemsize(self) -> int:
@@ -109,14 +112,29 @@ class Setting:
         """Positions of the largest micro-batch."""
         if not self.flat or self.packed or not self.lengths:
             return self.micro_batch * self.longest
+        if self.generation is not None and self.generation.shared:
+            prompts = self.generation.prompts(self.micro_batch, self.steps)
+            first = sum(min(length, self.longest) for length in self.lengths[:: self.generation.group][:prompts])
+            return first + (self.micro_batch - prompts) * (self.generation.completion + 1)
         if self.pairs:
             return sum(min(both, 2 * self.longest) for both in self.pairs[: self.micro_batch // 2])
         return sum(min(length, self.longest) for length in self.lengths[: self.micro_batch])
 
     @property
+    def steps(self) -> int:
+        """Micro-batches whose completions are made at once."""
+        return 0 if self.generation is None else self.generation.steps or self.accumulation
+
+    @property
+    def generated(self) -> int:
+        """Completions that are made at once."""
+        return self.micro_batch * self.steps
+
+    @property
     def readings(self) -> int:
         """Forward passes without gradients for each that is trained."""
-        return self.reference + (1 + self.reference) * bool(self.mixed)
+        apart = 0 if self.generation is None else self.generation.readings(self.accumulation, self.steps)
+        return self.reference + (1 + self.reference) * bool(self.mixed) + apart
 
     @property
     def alone(self) -> int:
@@ -171,7 +189,7 @@ class Memory:
 
 
 def plan_memory(shape: Shape, setting: Setting) -> Memory:
-    """The peak of a run, by part and moment: loaded, reference, loss, backward, update, evaluation, save."""
+    """The peak of a run, by part and moment, from what is loaded to what is saved."""
     s = setting
     base = base_bytes(shape, s)
     trained = s.adapter_weights(shape) + s.whole
@@ -193,11 +211,18 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     casts = 2 * trained if s.itemsize == 2 and not s.fused else 0  # autocast's copies of the adapter
     held += head_bytes(shape, s, tokens)
     fixed = {"base": base, "adapter": adapter} | ({"frozen copy": adapter} if s.copied else {})
+    fixed |= dict(s.generation.beside) if s.generation is not None else {}
     moments = {"loaded": dict(fixed)}
     running = {**fixed, "optimizer": states}
     if s.states and s.device == "cpu" and not recomputed:
         running["kept states"] = s.states
     earlier = gradients if s.accumulation > 1 else 0  # of the micro-batches before
+    if s.generation is not None:
+        # Those that follow others of the same update meet the gradients of these.
+        before = running | {"gradients": earlier if s.steps < s.accumulation else 0}
+        moments["generation"] = before | made_bytes(shape, s, s.generation)
+        if s.readings:
+            moments["reference"] = before | reading(shape, s, casts, scored)
     if s.reference:
         moments["reference"] = running | {"gradients": earlier} | reading(shape, s, held + casts, scored)
     moments["loss"] = running | {
@@ -212,12 +237,25 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     }
     moments["update"] = running | {"gradients": gradients}
     if s.eval_longest:
-        shown = (s.eval_batch or s.micro_batch) * s.eval_longest
+        rows = s.eval_batch or s.generated or s.micro_batch
+        shown = rows * s.eval_longest
         block, loss = transient_bytes(shape, s, shown), loss_bytes(shape, s, shown, backward=False)
+        if s.generation is not None:
+            block = prompt_bytes(shape, rows, s.eval_longest, s.itemsize, s.targets, unpacked_bytes(shape, s))
         moments["evaluation"] = running | {"activations": shown * shape.hidden * s.itemsize + casts}
         moments["evaluation"] |= {"transient": block} if block > loss else {"loss": loss}
     moments["save"] = running | {"copies": adapter}
     return Memory(moments, s.device)
+
+
+def made_bytes(shape: Shape, s: Setting, one: Generation) -> dict[str, int]:
+    """What is held to make completions, for training or for evaluation."""
+    completions = max(s.generated, s.eval_batch if s.eval_longest else 0)
+    parts = making(shape, one, completions, s.itemsize, s.targets, unpacked_bytes(shape, s))
+    if s.device == "cpu" and s.itemsize == 2 and one.prompt > 1 and not one.elsewhere:
+        # torch's batched product in 16 bit copies the output layer for each row (seen with 2.13, where prompts end).
+        parts["output layers"] = completions * shape.vocab * shape.hidden * s.itemsize
+    return parts
 
 
 def scored_tokens(s: Setting, tokens: int) -> int:
@@ -366,9 +404,15 @@ def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> 
 def transient_bytes(shape: Shape, s: Setting, tokens: int) -> int:
     """The most that a block's backward holds at once besides what forward kept."""
     inner = max(shape.inner, shape.hidden)
-    largest = max((one.weights for one in shape.linears), default=0)
-    unpacked = largest * s.itemsize if s.quantization != "none" else 0
+    unpacked = unpacked_bytes(shape, s)
     size = tokens * s.itemsize * (inner + 2 * shape.hidden) + max(tokens * s.itemsize * inner, unpacked)
     if s.dora:
+        largest = max((one.weights for one in shape.linears), default=0)
         size += 4 * (2 * largest + max((one.inputs**2 for one in s.targets), default=0))
     return size
+
+
+def unpacked_bytes(shape: Shape, s: Setting) -> int:
+    """The largest linear weight in the arithmetic's dtype, where it is quantized."""
+    largest = max((one.weights for one in shape.linears), default=0)
+    return largest * s.itemsize if s.quantization != "none" else 0

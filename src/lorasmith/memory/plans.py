@@ -1,10 +1,8 @@
 """The plan of a run: from its recipe, the model's shapes and the rows' lengths to memory, settings and time."""
 
 import datetime
-import json
 import random
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from lorasmith import upstream
@@ -14,47 +12,14 @@ from lorasmith.memory.fit import Proposal, Workload
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, SFT, Method
 from lorasmith.memory.peak import GIB, Memory, Setting, plan_memory
+from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import Shape
-from lorasmith.memory.speed import keep_machine_facts, machine_facts
-from lorasmith.recipe import LORA_METHODS, Recipe
+from lorasmith.memory.speed import keep_machine_facts, machine_facts, update_seconds
+from lorasmith.recipe import Recipe
+from lorasmith.recipe_checks import group_size
 
 KEPT_SPEEDS = 200  # of runs of different kinds
 SAMPLE = 512  # rows whose lengths stand for all in a plan's arithmetic
-EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
-LONGEST_ROWS = fit.LARGEST_MICRO_BATCH  # whose lengths a plan knows one by one
-PROMPT_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt")  # rows need padding
-STARTED_METHODS = ("pissa", "olora", "loftq")  # whose new adapter is not nothing
-EXPERT_LAYERS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Lengths of what is trained on, in sequences, of which a pair has two.
-
-    Attributes:
-        lengths: Tokens of each, or of a sample of them.
-        count: Sequences.
-        longest: Tokens of the longest.
-        supervised: Trained tokens of one, at most.
-        eval_longest: Tokens of the longest to evaluate on, 0 without any.
-        why: Where the lengths come from.
-        prompt: Tokens before the first trained one, at most; 0: not known.
-        pairs: Tokens of each pair, what its sequences share counted once; empty: not known.
-    """
-
-    lengths: list[int]
-    count: int
-    longest: int
-    supervised: int
-    eval_longest: int
-    why: str
-    prompt: int = 0
-    pairs: tuple[int, ...] = ()
-
-    @property
-    def mean(self) -> float:
-        """Tokens of a mean sequence."""
-        return sum(self.lengths) / max(1, len(self.lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +63,9 @@ class Plan:
             return steps
         epochs = float(self.recipe.trainer.get("num_train_epochs", 3))
         rows = self.rows.count // self.method.sequences
+        made = self.setting.generation
+        if made is not None:  # whole updates alone, each trained on as often as the recipe says
+            return max(1, round(epochs * (rows * made.group // self.recipe.run.effective_batch) * made.iterations))
         return max(1, round(epochs * -(-rows // self.recipe.run.effective_batch)))
 
     @property
@@ -159,17 +127,37 @@ class Plan:
         return f"  micro-batch {self.micro_batch}{pairs}, {kind}: {self.why}"
 
     def time_line(self) -> str:
-        """How long it takes."""
+        """How long it takes, completions as long as they may be."""
         disk = f"; {self.disk / GIB:.2f} GiB of disk"
         return (
             f"  time: {self.tokens:,} tokens in {self.updates:,} updates, about {self.speed:,.0f} tokens/s "
             f"({self.machine.rate.why}): {spelled(self.seconds)}{disk}"
         )
 
+    def generation_lines(self) -> list[str]:
+        """What is made before it is trained on, and the share of the time that this takes."""
+        made = self.setting.generation
+        if made is None:
+            return []
+        completions = self.recipe.run.effective_batch
+        line = f"  {self.method.name}: {completions} completions of up to {made.completion:,} tokens an update"
+        if made.elsewhere:
+            return [line]
+        generating, training = update_seconds(self.shape, self.setting, self.rows.lengths, self.machine.rate)
+        share = generating / (generating + training)
+        at_once = f", {self.setting.generated} at once on each device" if self.steps_chosen else ""
+        return [f"{line}{at_once}; generating them takes about {share:.0%} of the time"]
+
+    @property
+    def steps_chosen(self) -> int:
+        """What trainer.steps_per_generation is by the plan; 0 where the recipe says how many are made at once."""
+        made = self.setting.generation
+        return self.setting.steps if made is not None and not made.said else 0
+
     def lines(self) -> list[str]:
         """All of it for a run's screen."""
         notes = [f"  note: {note}" for note in self.notes]
-        return [self.line(), self.parts_line(), self.batch_line(), self.time_line(), *notes]
+        return [self.line(), self.parts_line(), self.batch_line(), *self.generation_lines(), self.time_line(), *notes]
 
     def error(self) -> FitError:
         """The verdict of a run that does not fit, with what mends it."""
@@ -206,11 +194,13 @@ def make_plan(
         method: The training script, a key of METHODS.
 
     Raises:
-        RecipeError: If a device's share of the effective batch is less than the method's smallest micro-batch.
+        RecipeError: If a device's share of the effective batch is less than the method's smallest micro-batch, or what
+            is made at once is no whole groups.
     """
     by = METHODS[method]
+    rows = rows.completed(completion_length(recipe)) if by.generates else rows
     per_process = by.sequences * max(1, recipe.run.effective_batch // processes)
-    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by)
+    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by, machine.budget)
     work = Workload(shape, _sample(rows.lengths), per_process, machine.rate, by)
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
     sizes = work.micro_batches() if wanted == "auto" else [wanted * by.sequences]
@@ -219,12 +209,16 @@ def make_plan(
             f"run.effective_batch is `{recipe.run.effective_batch}`; expected {by.least} rows or more for each of "
             f"{processes} devices, since {method} compares the rows of a micro-batch."
         )
+    sizes = [size for size in sizes if work.settings(setting, size)]
+    if not sizes:
+        raise _no_whole_groups(recipe)
     kinds = work.checkpointing(machine.device) if recompute == "auto" else [fit.CHECKPOINTING[recompute]]
     room = machine.budget - machine.base
     found = fit.fastest(work, setting, room, sizes, kinds)
     if found is None:
         # Nothing that the recipe allows fits; the changes start from what it says, or from the smallest it allows.
-        setting = fit.with_batch(setting, sizes[0], per_process, checkpointing=kinds[-1 if recompute == "auto" else 0])
+        least = work.settings(setting, sizes[0], checkpointing=kinds[-1 if recompute == "auto" else 0])
+        setting = least[-1]
         memory, speed, why = plan_memory(shape, setting), work.speed(setting), "the least that the recipe allows"
         proposals = fit.smallest_changes(work, setting, room)
         return Plan(recipe, shape, setting, memory, machine, rows, speed, why, proposals, notes, by)
@@ -238,6 +232,16 @@ def make_plan(
     if measured:
         speed, machine = float(measured), replace(machine, rate=replace(machine.rate, why="as measured here before"))
     return Plan(recipe, shape, setting, memory, machine, rows, speed, why, [], notes, by)
+
+
+def _no_whole_groups(recipe: Recipe) -> RecipeError:
+    """That no micro-batch makes whole groups of completions at once."""
+    key = "steps_per_generation" if recipe.trainer.get("steps_per_generation") else "generation_batch_size"
+    group, wanted = group_size(recipe.trainer), recipe.run.micro_batch
+    return RecipeError(
+        f"trainer.{key} is `{recipe.trainer.get(key)}`, with run.micro_batch `{wanted}`; expected what makes a "
+        f"multiple of trainer.num_generations ({group}) completions at once. Drop it, and the plan chooses."
+    )
 
 
 def keep_speed(kind: str, tokens_per_second: float) -> None:
@@ -285,98 +289,6 @@ def completion_length(recipe: Recipe) -> int:
     """Tokens of the longest completion in grpo.py."""
     given = recipe.trainer.get("max_completion_length")
     return int(given or upstream.trainer_fields("grpo")["max_completion_length"].default)
-
-
-def setting_of(
-    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1, by: Method = SFT
-) -> tuple[Setting, tuple[str, ...]]:
-    """What memory depends on, from a recipe, and notes on what the plan does not know."""
-    adapter, trainer, notes = recipe.adapter, recipe.trainer, []
-    options = dict(adapter.options)
-    rank, targets, method = adapter.rank, adapter.target_modules, adapter.method
-    if adapter.from_ is not None:
-        path = Path(adapter.from_) / "adapter_config.json"
-        if not path.is_file():
-            raise ModelError(f"{adapter.from_}: no adapter here (adapter_config.json is missing).")
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        rank, targets = int(saved.get("r") or rank), saved.get("target_modules") or targets
-    if method not in LORA_METHODS:
-        notes.append(f"adapter.method {method} is planned as LoRA of rank {rank}")
-    chosen = shape.targets(targets, options.get("exclude_modules"))
-    layers = options.get("layers_to_transform")
-    adapted = shape.layers if layers is None else len(layers) if isinstance(layers, list) else 1
-    below = 0 if layers is None else min(layers) if isinstance(layers, list) else int(layers)
-    tokens = len(recipe.model.add_tokens) + (2 if recipe.model.chat_template == "chatml" else 0)
-    whole = tokens * shape.hidden * (1 if shape.tied else 2)
-    for name in options.get("modules_to_save") or []:
-        whole += (
-            shape.vocab * shape.hidden if name in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out") else 0
-        )
-    copied = by.reference and (whole > 0 or keeps_copy(recipe))
-    whole += shape.hidden * (by.loss == "score")
-    optimizer = str(trainer.get("optim", upstream.trainer_fields("sft")["optim"].default))
-    packing = bool(trainer.get("packing"))
-    longest = rows.longest
-    if packing:
-        longest = int(trainer.get("max_length") or longest)
-    per_process = by.sequences * max(1, recipe.run.effective_batch // processes)
-    micro = per_process if recipe.run.micro_batch == "auto" else by.sequences * int(recipe.run.micro_batch)
-    dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-    attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
-    apart = attention == "sdpa" or attention.startswith("flash_attention")
-    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
-    keeps_states = below > 0 and flat and recipe.speed.frozen_cache and by.frozen_cache and processes == 1
-    mixed = by.mixed and trainer.get("loss_type", "kto") == "kto"
-    setting = Setting(
-        quantization=recipe.model.quantization,
-        dtype=dtype,
-        targets=chosen,
-        adapted_layers=adapted,
-        rank=rank,
-        longest=longest,
-        supervised=longest if packing else rows.supervised,
-        micro_batch=micro,
-        accumulation=max(1, per_process // micro),
-        experts=bool(shape.experts) and adapts_experts(targets),
-        dora=method == "dora",
-        dropout=adapter.dropout > 0,
-        whole=whole,
-        optimizer=optimizer,
-        eval_longest=rows.eval_longest,
-        eval_batch=by.sequences * int(trainer.get("per_device_eval_batch_size", 0)),
-        padded=not flat and not packing and len(set(rows.lengths)) > 1,
-        packed=packing,
-        flat=flat,
-        lengths=tuple(sorted(rows.lengths, reverse=True)[:LONGEST_ROWS]),
-        pairs=tuple(sorted(rows.pairs, reverse=True)[:LONGEST_ROWS]) if recipe.speed.shared_prompts else (),
-        frozen_below=below,
-        states=round(rows.count * rows.mean * shape.hidden * (4 if dtype == "float32" else 2)) if keeps_states else 0,
-        fused=recipe.speed.fused_lora and method in LORA_METHODS and method != "dora" and adapter.dropout == 0,
-        # Experts' router has a loss too.
-        chunked_loss=by.chunked_loss and recipe.speed.chunked_loss and not whole and not shape.experts,
-        loss=by.loss,
-        prompts_scored=by.prompts_scored,
-        described=by.reads != "rows",
-        reference=by.reference and not trainer.get("precompute_ref_log_probs"),
-        mixed=max(longest, rows.prompt + rows.supervised if rows.prompt else 0) if mixed else 0,
-        copied=copied,
-        checkpointing=fit.CHECKPOINTING.get(recipe.run.gradient_checkpointing, "none"),
-        attention=attention,
-        device=device,
-        processes=processes,
-    )
-    return setting, tuple(notes)
-
-
-def keeps_copy(recipe: Recipe) -> bool:
-    """Whether trl's reference is a frozen copy of the adapter, since the base alone is not where training begins."""
-    adapter = recipe.adapter
-    return adapter.from_ is not None or adapter.method not in LORA_METHODS or adapter.method in STARTED_METHODS
-
-
-def adapts_experts(targets: str | list[str]) -> bool:
-    """Whether peft puts an adapter on fused experts too."""
-    return targets == "all-linear" or bool(EXPERT_LAYERS & set([targets] if isinstance(targets, str) else targets))
 
 
 def spelled(seconds: float) -> str:

@@ -23,9 +23,13 @@ def table(plan: Plan) -> list[str]:
     counted = f"{plan.rows.count // plan.method.sequences:,}"
     if plan.method.sequences > 1:
         counted += f" pairs, which are {plan.rows.count:,} sequences"
+    rows = f"rows: {counted} of {plan.rows.mean:,.0f} tokens, the longest {setting.longest:,}"
+    if made := setting.generation:
+        prompt = plan.rows.mean - made.completion
+        rows = f"prompts: {counted} of {prompt:,.0f} tokens, the longest {made.prompt:,}"
     lines = [
         f"{bits}; {plan.recipe.adapter.method} rank {setting.rank} on {across}, {weights:,} weights",
-        f"rows: {counted} of {plan.rows.mean:,.0f} tokens, the longest {setting.longest:,} ({plan.rows.why})",
+        f"{rows} ({plan.rows.why})",
         f"machine: {plan.machine.count} x {plan.machine.name}"
         + (f", DDP over {setting.processes}" if setting.processes > 1 else ""),
         "",
@@ -55,23 +59,32 @@ def limits(plan: Plan) -> list[str]:
     room = plan.machine.budget - plan.machine.base
     shape, setting = plan.shape, plan.setting
     recompute = "offload" if setting.checkpointing == "offload" else "all"
-    frugal = replace(setting, checkpointing=recompute)
-    pair, least = plan.method.sequences, plan.method.least
+    # Every row is as long as the longest.
+    frugal = replace(setting, checkpointing=recompute, lengths=(), pairs=())
+    pair, least, made = plan.method.sequences, plan.method.least, setting.generation
+    at_once = setting.generated
 
     def fits_row(tokens: int) -> bool:
         mixed = tokens if setting.mixed else 0
+        if made is not None:
+            longer = replace(made, completion=tokens, steps=at_once)
+            alike = replace(frugal, longest=made.prompt + tokens, supervised=tokens, generation=longer)
+            return plan_memory(shape, replace(alike, micro_batch=1, eval_longest=0)).total <= room
         alike = replace(frugal, longest=tokens, supervised=tokens, mixed=mixed, eval_longest=0, padded=False)
         one = replace(alike, micro_batch=least * pair)
         return plan_memory(shape, one).total <= room
 
     def fits_batch(rows: int) -> bool:
-        return plan_memory(shape, replace(frugal, micro_batch=rows * pair)).total <= room
+        fewer = made and replace(made, steps=max(1, at_once // rows))
+        return plan_memory(shape, replace(frugal, micro_batch=rows * pair, generation=fewer)).total <= room
 
-    row = fit.largest(fits_row, min(LONGEST_ROW, shape.positions or LONGEST_ROW))
+    positions = min(LONGEST_ROW, shape.positions or LONGEST_ROW) - (made.prompt if made else 0)
+    row = fit.largest(fits_row, positions)
     batch = fit.largest(fits_batch, 4096)
-    bound = ", all that the model has" if row == shape.positions else ""
+    bound = ", all that the model has" if row == positions != LONGEST_ROW else ""
     how = "with checkpointing and otherwise as planned"
-    lines = [f"at most, {how}:", f"  longest row at micro-batch {least}: {row:,} tokens{bound}"]
+    what = f"completion, {at_once} at once and" if made else "row"
+    lines = [f"at most, {how}:", f"  longest {what} at micro-batch {least}: {row:,} tokens{bound}"]
     lines.append(f"  micro-batch at rows of {setting.longest:,} tokens: {batch:,}")
     family, members = facts.family_of(plan.recipe.model.name, shape.kind)
     for bits in dict.fromkeys((setting.quantization, "nf4")):
@@ -81,7 +94,8 @@ def limits(plan: Plan) -> list[str]:
             targets = other.targets(plan.recipe.adapter.target_modules)
             length = min(setting.longest, other.positions or setting.longest)
             sized = replace(frugal, targets=targets, adapted_layers=other.layers, longest=length)
-            one = replace(sized, quantization=bits, micro_batch=least * pair)
+            made_at_once = made and replace(made, steps=at_once)
+            one = replace(sized, quantization=bits, micro_batch=least * pair, generation=made_at_once)
             if plan_memory(other, one).total <= room:
                 best = f"{member} ({other.parameters / 1e9:.2f}B)"
         if members:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasmith.memory.generation import cache_bytes
 from lorasmith.memory.peak import Setting
 from lorasmith.memory.shapes import Shape
 from lorasmith.user_cache import user_cache
@@ -154,6 +155,50 @@ def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effect
             seconds += micro_batch_seconds(shape, setting, padded, rate, mean)
             tokens += sum(batch)
     return tokens / seconds
+
+
+def generation_seconds(shape: Shape, setting: Setting, prompt: float, rate: Rate) -> float:
+    """To make as many completions as are made at once, each of them as long as it may be.
+
+    Prompts are arithmetic. A token more is the longer of its arithmetic and of what is moved for it, which is every
+    weight once, unpacked where it is in 4 bit, and the cache three times (read, and written anew), besides the blocks'
+    overhead.
+
+    Args:
+        prompt: Tokens of a mean prompt.
+    """
+    one = setting.generation
+    if one is None or one.elsewhere:
+        return 0.0
+    head = shape.vocab * shape.hidden
+    flops = 2.0 * (shape.used_weights + setting.adapter_weights(shape)) * setting.generated
+    four = setting.quantization in ("nf4", "fp4")
+    size = DEQUANTIZED_BYTES + setting.itemsize if four else 1 if setting.quantization == "int8" else setting.itemsize
+    cache = cache_bytes(shape, setting.generated, 1, setting.itemsize) * (prompt + one.completion / 2)
+    moved = size * shape.used_weights + setting.itemsize * head + 3 * cache
+    overhead = LAYER_SECONDS[setting.device] / 2 * shape.layers
+    token = max((flops + 2.0 * head * setting.generated) / rate.flops, moved / rate.bytes) + overhead
+    return prompt * flops / rate.flops + overhead + one.completion * token
+
+
+def update_seconds(shape: Shape, setting: Setting, lengths: list[int], rate: Rate) -> tuple[float, float]:
+    """One device's share of an update: to make its completions, and to train on them.
+
+    Args:
+        lengths: Tokens of prompts with their completions, or of a sample of them.
+    """
+    one = setting.generation
+    assert one is not None
+    mean = sum(lengths) / len(lengths)
+    tokens = setting.micro_batch * mean
+    if not setting.flat:
+        tokens = setting.micro_batch * setting.longest
+    elif one.shared:
+        alone = setting.micro_batch - one.prompts(setting.micro_batch, setting.steps)
+        tokens -= alone * (mean - one.completion - 1)
+    training = setting.accumulation * micro_batch_seconds(shape, setting, tokens, rate, mean)
+    generations = setting.accumulation / (setting.steps * one.iterations)
+    return generations * generation_seconds(shape, setting, mean - one.completion, rate), training
 
 
 def facts_file() -> Path:

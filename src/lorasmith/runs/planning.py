@@ -12,12 +12,14 @@ from lorasmith.hardware import Hardware
 from lorasmith.memory import fit, machine, speed
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, Method
-from lorasmith.memory.plans import Plan, Rows, make_plan
+from lorasmith.memory.plans import Plan, make_plan
+from lorasmith.memory.setting import Rows
 from lorasmith.memory.shapes import UnknownArchitectureError, read_shape
 from lorasmith.recipe import Recipe
 from lorasmith.runs.settings import world_size
 from lorasmith.speed.batches import WORTH_SHARING
 
+STEPS = "steps_per_generation"
 LARGEST_UNPLANNED = 8  # sequences of a micro-batch where there is no plan
 
 
@@ -30,6 +32,8 @@ def plan_run(
     method: str = "sft",
 ) -> tuple[Recipe, dict[str, str], Plan | None]:
     """The recipe with its micro-batch and checkpointing settled, the reasons, and the plan, which is said.
+
+    For grpo.py, trainer.steps_per_generation is settled too, where the recipe leaves it open.
 
     Args:
         config: The base model's configuration.
@@ -44,7 +48,8 @@ def plan_run(
         raise ModelError("run.gradient_checkpointing is `offload`, which needs a GPU. Use auto, true or false.")
     if earlier:
         chosen = earlier["recipe"]["run"]
-        recipe = _settled(recipe, chosen["micro_batch"], chosen["gradient_checkpointing"])
+        steps = earlier["recipe"]["trainer"].get(STEPS, 0) if METHODS[method].generates else 0
+        recipe = _settled(recipe, chosen["micro_batch"], chosen["gradient_checkpointing"], steps)
     try:
         shape = read_shape(config, recipe.model.name)
     except UnknownArchitectureError as error:
@@ -58,7 +63,9 @@ def plan_run(
         raise plan.error()
     recompute = fit.IN_RECIPE[plan.setting.checkpointing]
     reasons = {"micro_batch": plan.why, "gradient_checkpointing": plan.why}
-    return _settled(recipe, plan.micro_batch, recompute), reasons, plan
+    if plan.steps_chosen:
+        reasons[STEPS] = plan.why
+    return _settled(recipe, plan.micro_batch, recompute, plan.steps_chosen), reasons, plan
 
 
 def disk_gib(plan: Plan | None) -> float:
@@ -70,8 +77,13 @@ def smallest_change(plan: Plan | None) -> str:
     """What would save most memory at least cost, for a run that does not fit after all; or nothing."""
     if plan is None:
         return ""
-    work = fit.Workload(plan.shape, plan.rows.lengths[:64], plan.setting.micro_batch, plan.machine.rate, plan.method)
-    found = fit.smallest_changes(work, plan.setting, int(0.9 * plan.memory.total), most=1)
+    setting, rows = plan.setting, plan.setting.micro_batch
+    if setting.generation is not None:  # groups are whole in an update; what the plan chose would be chosen again
+        rows *= setting.accumulation
+        said = setting.generation.said or "steps"
+        setting = replace(setting, generation=replace(setting.generation, said=said, steps=setting.steps))
+    work = fit.Workload(plan.shape, plan.rows.lengths[:64], rows, plan.machine.rate, plan.method)
+    found = fit.smallest_changes(work, setting, int(0.9 * plan.memory.total), most=1)
     return found[0].text() if found else ""
 
 
@@ -102,9 +114,10 @@ def machine_of(device: Hardware) -> Machine:
     return Machine("cuda", device.name, device.count, budget, speed.card_rate(device.memory_gib, device.name))
 
 
-def _settled(recipe: Recipe, micro_batch: int, recompute: bool | int | str) -> Recipe:
+def _settled(recipe: Recipe, micro_batch: int, recompute: bool | int | str, steps: int = 0) -> Recipe:
     run = recipe.run.model_copy(update={"micro_batch": micro_batch, "gradient_checkpointing": recompute})
-    return recipe.model_copy(update={"run": run})
+    trainer = recipe.trainer | ({STEPS: steps} if steps else {})
+    return recipe.model_copy(update={"run": run, "trainer": trainer})
 
 
 def _unplanned(recipe: Recipe, method: Method) -> int:
