@@ -92,7 +92,7 @@ def test_what_generate_holds_is_within_5_percent_of_the_plan(kind, bits, rows, p
     lengths = Rows([prompt] * rows, rows, prompt, 0, 0, "made up").completed(completion)
     setting, _ = setting_of(recipe, shape, lengths, "cpu", by=METHODS["grpo"])
     unpacked = unpacked_bytes(shape, setting)
-    planned = making(shape, setting.generation, rows, setting.itemsize, setting.targets, unpacked)
+    planned = making(shape, setting.generation, rows, setting.itemsize, setting.unfused, unpacked)
     measured = held_while_generating((kind, sizes), bits, rows, prompt, completion, **trainer)
     assert sum(planned.values()) == pytest.approx(measured, rel=0.05), planned
 
@@ -104,7 +104,7 @@ def test_the_cache_has_keys_and_values_of_all_that_is_made_at_once():
     cache = 32 * 2 * tokens * layer
     assert cache_bytes(plan.shape, 32, tokens, 2) == cache
     one = Generation(8, prompt=1, completion=1023)
-    parts = making(plan.shape, one, 32, 2, plan.setting.targets, 0)
+    parts = making(plan.shape, one, 32, 2, plan.setting.unfused, 0)
     assert parts["cache"] == cache + tokens * layer
     assert parts["sampling"] == 32 * 128_256 * (2 + 4 + 4 + 4)
 

@@ -150,7 +150,7 @@ def making(
     """What is held at once to make completions, besides weights: as prompts are read, or at the last token.
 
     Args:
-        targets: Linear layers of a block that carry the adapter.
+        targets: Linear layers of a block whose adapter makes a product of its own.
         unpacked: Bytes of the largest weight once unpacked, 0 where nothing is quantized.
     """
     if one.elsewhere:
@@ -178,7 +178,8 @@ def prompt_bytes(
     # Embeddings, the block's input, attention's sum and its norm; positions; peft's copy of the input in float32.
     held = shape.hidden * (4 * itemsize + 4 * (narrow and adapted)) + 2 * shape.head_dim * itemsize + 16
     mlp = 2 * inner * itemsize
-    product = 2 * 4 * inner * adapted  # the adapter's product and its sum with the layer's
+    # The adapter's product and its sum with the layer's; else what gate and up give, multiplied, beside both.
+    product = inner * (2 * 4 if adapted else itemsize)
     # Queries, keys, values with one of each head's own, and the result; the mask turned into one of numbers.
     attention = itemsize * (3 * wide + 2 * shape.kv_heads * shape.head_dim + wide + tokens)
     mask = tokens

@@ -108,6 +108,11 @@ class Setting:
         return 4 if self.dtype == "float32" else 2
 
     @property
+    def unfused(self) -> tuple[Linear, ...]:
+        """Linear layers whose adapter makes a product of its own where nothing is learnt."""
+        return () if self.fused else self.targets
+
+    @property
     def tokens(self) -> int:
         """Positions of the largest micro-batch."""
         if not self.flat or self.packed or not self.lengths:
@@ -238,10 +243,11 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
     moments["update"] = running | {"gradients": gradients}
     if s.eval_longest:
         rows = s.eval_batch or s.generated or s.micro_batch
-        shown = rows * s.eval_longest
+        # Completions are made all at once and read in micro-batches.
+        shown = (rows if s.generation is None else min(rows, s.micro_batch)) * s.eval_longest
         block, loss = transient_bytes(shape, s, shown), loss_bytes(shape, s, shown, backward=False)
         if s.generation is not None:
-            block = prompt_bytes(shape, rows, s.eval_longest, s.itemsize, s.targets, unpacked_bytes(shape, s))
+            block = prompt_bytes(shape, rows, s.eval_longest, s.itemsize, s.unfused, unpacked_bytes(shape, s))
         moments["evaluation"] = running | {"activations": shown * shape.hidden * s.itemsize + casts}
         moments["evaluation"] |= {"transient": block} if block > loss else {"loss": loss}
     moments["save"] = running | {"copies": adapter}
@@ -251,7 +257,7 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
 def made_bytes(shape: Shape, s: Setting, one: Generation) -> dict[str, int]:
     """What is held to make completions, for training or for evaluation."""
     completions = max(s.generated, s.eval_batch if s.eval_longest else 0)
-    parts = making(shape, one, completions, s.itemsize, s.targets, unpacked_bytes(shape, s))
+    parts = making(shape, one, completions, s.itemsize, s.unfused, unpacked_bytes(shape, s))
     if s.device == "cpu" and s.itemsize == 2 and one.prompt > 1 and not one.elsewhere:
         # torch's batched product in 16 bit copies the output layer for each row (seen with 2.13, where prompts end).
         parts["output layers"] = completions * shape.vocab * shape.hidden * s.itemsize

@@ -127,8 +127,9 @@ def rolling(trainer: type[Any]) -> type[Any]:
             scored = attention_mask.clone()
             scored[:, :-logits_to_keep] = 0
             parts = []
-            for start in range(0, len(input_ids), batch_size or len(input_ids)):
-                rows = slice(start, start + (batch_size or len(input_ids)))
+            size = batch_size or (len(input_ids) if self.model.training else self.args.per_device_train_batch_size)
+            for start in range(0, len(input_ids), size):
+                rows = slice(start, start + size)
                 ids, mask = input_ids[rows], attention_mask[rows]
                 groups = alike(ids[:, :-logits_to_keep], mask[:, :-logits_to_keep], bool(self.share_prompts))
                 layout = lay_out(ids, mask, scored[rows], groups, self._tokenizer.pad_token_id)

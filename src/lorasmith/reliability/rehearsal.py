@@ -30,7 +30,7 @@ class Rehearsal(TrainerCallback):
     ) -> None:
         trainer = self.trainer
         random, counters = random_state(), {name: copy.deepcopy(getattr(trainer, name)) for name in _counters(trainer)}
-        doing = "the worst batch"
+        seen, doing = state.num_input_tokens_seen, "the worst batch"
         try:
             if hasattr(trainer, "rehearse"):
                 trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # set by each update
@@ -52,6 +52,7 @@ class Rehearsal(TrainerCallback):
             raise
         finally:
             trainer.model.zero_grad()
+            state.num_input_tokens_seen = seen
             trainer.done, trainer.losses = [], []
             for name, value in counters.items():
                 setattr(trainer, name, value)

@@ -196,7 +196,8 @@ def _scores(run: dict[str, Any]) -> str:
     if before and after:
         rows = f"{run['data']['eval_account']['trained']} held out while training"
         key, told = ACCURACIES.get(run["method"], ("", ""))
-        for name, label in [("eval_loss", "loss"), (key, told), *_rewards(after)]:
+        loss = [] if run["method"] == "grpo" else [("eval_loss", "loss")]  # of a policy it says nothing
+        for name, label in [*loss, (key, told), *_rewards(after)]:
             if before.get(name) is not None and after.get(name) is not None:
                 values = f"{before[name]:.3f} | {after[name]:.3f} | {after[name] - before[name]:+.3f}"
                 lines.append(f"| {rows} | {label} | {values} | |")

@@ -29,6 +29,8 @@ class Watch(TrainerCallback):
         self.tokens = 0
         self.first_step_seconds: float | None = None  # from the start of the process to the end of its first update
         self._start = self._paused = 0.0
+        self._tokens_before = 0  # that a checkpoint had seen, where trl counts on from them
+        self.trainer: Any = None
         self._bar: Progress | None = None
 
     def go_on(self, step: int) -> None:
@@ -62,6 +64,7 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._start, self._paused = time.perf_counter(), 0.0
+        self._tokens_before = state.num_input_tokens_seen if hasattr(self.trainer, "rehearse") else 0
         if state.is_world_process_zero and sys.stdout.isatty():
             columns = (
                 TextColumn("{task.completed}/{task.total}"),
@@ -98,7 +101,7 @@ class Watch(TrainerCallback):
                 "Lower trainer.learning_rate."
             )
         if "loss" in logs:
-            self.tokens = int(logs.get("num_tokens", 0))
+            self.tokens = int(logs.get("num_tokens", 0)) - self._tokens_before
         memory = round(memory_gib(self.hardware), 3)
         record = {"step": state.global_step, **logs, "seconds": round(self.seconds, 3), "memory_gib": memory}
         if "loss" in logs and self.tokens_per_second:
