@@ -125,7 +125,7 @@ def test_what_is_made_at_once_is_whole_groups_over_all_processes():
 
 
 def test_a_tight_card_gets_fewer_completions_at_once_and_the_plan_says_how_many():
-    wide, tight = grpo(80), grpo(11, run={"gradient_checkpointing": True})
+    wide, tight = grpo(80), grpo(9, run={"gradient_checkpointing": True})
     assert (wide.setting.generated, wide.steps_chosen) == (32, 8)
     assert tight.fits
     assert tight.setting.generated in (8, 16)
@@ -137,7 +137,7 @@ def test_a_tight_card_gets_fewer_completions_at_once_and_the_plan_says_how_many(
 
 @pytest.mark.parametrize("said", [{"steps_per_generation": 8}, {"generation_batch_size": 32}])
 def test_where_the_recipe_says_how_many_the_proposals_lower_that(said):
-    plan = grpo(8, run={"gradient_checkpointing": True}, **said)
+    plan = grpo(7.5, run={"gradient_checkpointing": True}, **said)
     assert not plan.fits
     assert plan.steps_chosen == 0
     key = next(iter(said))
@@ -153,13 +153,13 @@ def test_a_run_that_does_not_fit_after_all_is_told_to_make_fewer_at_once():
     from lorasmith.runs.planning import smallest_change
 
     plan = grpo(16, run={"gradient_checkpointing": True})
-    assert plan.memory.moment == "evaluation"
+    assert plan.memory.moment == "generation"
     assert plan.setting.generated == 32
     assert smallest_change(plan) == "trainer.steps_per_generation=4"
 
 
 def test_groups_get_smaller_where_not_even_one_fits_at_once():
-    plan = grpo(10, run={"gradient_checkpointing": True, "effective_batch": 16}, num_generations=16)
+    plan = grpo(8, run={"gradient_checkpointing": True, "effective_batch": 16}, num_generations=16)
     assert not plan.fits
     assert any(one.overrides.get("trainer.num_generations") == 8 for one in plan.proposals)
     assert not any(one.trains_same for one in plan.proposals if "trainer.num_generations" in one.overrides)
