@@ -1,7 +1,6 @@
 """Memory of completions that a model makes before it is trained on them, as trl's GRPOTrainer has it, in bytes.
 
-Counted as read in transformers 5.23 (generate, DynamicCache, sdpa) and peft 0.21, and measured on a CPU: blocks go
-through peft's own layers, since fused ones are for gradients.
+Counted as read in transformers 5.23 (generate, DynamicCache, sdpa) and peft 0.21, and measured on a CPU.
 """
 
 from dataclasses import dataclass, replace

@@ -22,9 +22,7 @@ def _over_tokens(trainer: type[Any]) -> type[Any]:
     class TokenTrainer(trainer):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            if isinstance(self.model, PeftModel) and REFERENCE in self.model.peft_config and is_base(self.model):
-                self.model.delete_adapter(REFERENCE)
-                self.model.set_adapter(TRAINED)
+            drop_needless_reference(self.model)
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
@@ -209,6 +207,13 @@ def _part(inputs: dict[str, Any], first: int, last: int) -> dict[str, Any]:
         return torch.cat([value[first:last], value[pairs + first : pairs + last]])
 
     return {name: cut(value) for name, value in inputs.items()}
+
+
+def drop_needless_reference(model: Any) -> None:
+    """Remove trl's frozen copy of an adapter that is no change of its base yet: the base is the reference then."""
+    if isinstance(model, PeftModel) and REFERENCE in model.peft_config and is_base(model):
+        model.delete_adapter(REFERENCE)
+        model.set_adapter(TRAINED)
 
 
 def is_base(model: PeftModel) -> bool:

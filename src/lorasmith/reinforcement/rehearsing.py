@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from trl.trainer.utils import pad
 
 REHEARSED_TOKENS = 16  # of each completion that is generated; the plan knows the cache of all
 
@@ -31,18 +32,11 @@ def generate_some(trainer: Any) -> None:
 def worst_batch(trainer: Any) -> dict[str, Any]:
     """A micro-batch of the longest prompts with completions of the greatest length, no two alike."""
     size, length = trainer.args.per_device_train_batch_size, trainer.max_completion_length
-    device, pad = trainer.accelerator.device, trainer._tokenizer.pad_token_id
     prompts = [torch.tensor(row["input_ids"]) for row in longest_prompts(trainer)[:size]]
-    widest = max(map(len, prompts))
-    prompt_ids = torch.full((size, widest), pad)
-    prompt_mask = torch.zeros(size, widest, dtype=torch.long)
-    for row, ids in enumerate(prompts):
-        prompt_ids[row, widest - len(ids) :] = ids
-        prompt_mask[row, widest - len(ids) :] = 1
     vocabulary = trainer.model.config.get_text_config().vocab_size
     batch = {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": prompt_mask,
+        "prompt_ids": pad(prompts, trainer._tokenizer.pad_token_id, "left"),
+        "prompt_mask": pad([torch.ones_like(ids) for ids in prompts], 0, "left"),
         "completion_ids": torch.randint(vocabulary, (size, length)),
         "completion_mask": torch.ones(size, length, dtype=torch.long),
         "advantages": torch.linspace(-1, 1, size),
@@ -50,4 +44,4 @@ def worst_batch(trainer: Any) -> dict[str, Any]:
     }
     if trainer.beta:
         batch["ref_per_token_logps"] = torch.full((size, length), -1.0)
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(trainer.accelerator.device) for name, value in batch.items()}

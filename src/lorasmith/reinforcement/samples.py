@@ -1,4 +1,4 @@
-"""Samples of what the model answers while it learns: private/completions.jsonl, and a page to look at."""
+"""Samples of what the model answers while it learns: private/completions.jsonl."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorasmith.console import is_first_process
+from lorasmith.reliability.resume import records_until
 
 SHOWN = 4  # completions of a log event: the best and the worst
 NAME = "completions.jsonl"
@@ -28,15 +29,8 @@ class Samples(TrainerCallback):
     ) -> None:
         if not is_first_process():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # cut off while it was written
-            if record["step"] <= state.global_step:
-                kept.append(line)
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = records_until(self.path, state.global_step)
+        self.path.write_text(_lines(kept), encoding="utf-8")
 
     def on_log(
         self,
@@ -68,7 +62,11 @@ class Samples(TrainerCallback):
         half = SHOWN // 2
         chosen = records[:half] + records[half:][-half:]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in chosen))
+            file.write(_lines(chosen))
+
+
+def _lines(records: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
 
 
 def _number(value: float) -> float | None:

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from peft import PeftModel
 from torch import Tensor
 from trl.trainer.utils import RepeatSampler
 
 from lorasmith.data.prepare_prompts import restored
-from lorasmith.preference.trainer import REFERENCE, SHARE, TRAINED, is_base
+from lorasmith.preference.trainer import SHARE, drop_needless_reference
 from lorasmith.reinforcement import buffer, generating, rehearsing
 from lorasmith.reliability.rehearsal import random_state, set_random_state
 from lorasmith.reliability.stopping import EvaluationStopped
@@ -61,9 +60,7 @@ def rolling(trainer: type[Any]) -> type[Any]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            if isinstance(self.model, PeftModel) and REFERENCE in self.model.peft_config and is_base(self.model):
-                self.model.delete_adapter(REFERENCE)
-                self.model.set_adapter(TRAINED)
+            drop_needless_reference(self.model)
 
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             found = super()._get_train_sampler(dataset)

@@ -147,6 +147,19 @@ def find(output: Path, now: dict[str, Any], allowed: list[str], demanded: bool) 
     return Resume(checkpoint, tuple(notes))
 
 
+def records_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records of a log, one a line, up to a step; a line that was cut off as it was written ends them."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= step:
+            found.append(record)
+    return found
+
+
 def _written(output: Path) -> dict[str, Any] | None:
     """The contract in the newest checkpoint that has a readable one."""
     for folder in checkpoints.checkpoints(output):

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorasmith.console import say
 from lorasmith.errors import DivergedError
 from lorasmith.hardware import Hardware, memory_gib, peak_memory_gib
+from lorasmith.reliability.resume import records_until
 from lorasmith.started import process_seconds
 
 
@@ -36,13 +37,7 @@ class Watch(TrainerCallback):
     def go_on(self, step: int) -> None:
         """Take up the records of an interrupted run as they were at a step; later ones are dropped."""
         path = self.folder / "metrics.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # cut off while it was written
-            if record["step"] <= step:
-                self.history.append(record)
+        self.history += records_until(path, step)
         path.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
 
     @property
