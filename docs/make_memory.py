@@ -45,6 +45,14 @@ at once, each as long as it may be, and some copies of their logits, or what a b
 How many are made at once is chosen with the micro-batch, and the plan says which share of the time that takes. What
 transformers' `generate` holds on a CPU, on small models, is within 5 % of it (`tests/test_plan_grpo.py`).
 
+Classifiers, taggers and answer finders have no logits over the vocabulary; their heads are held twice, as the base has
+them and trained. Encoders' dropouts keep what they dropped by, and on a CPU dropped attention is written out, so that
+its scores are kept: memory grows with the square of the row. DeBERTa's scores are kept everywhere. Rows are padded to
+the longest of their micro-batch. seq2seq counts the encoder's blocks over sources, the decoder's over targets and both
+where it reads the source, and all logits of the targets at once with their gradient; evaluation that writes targets
+counts the caches of every beam. The longest source and the longest target are taken to meet. bitsandbytes' 8-bit
+layers keep their inputs in spite of checkpointing, but for `speed.fused_lora`, and T5's `wo` is never quantized.
+
 Speeds come from the last run of the same model and settings on this machine, else from its matrix-product rate
 (`python scripts/doctor.py` measures it), else from 30 % of the card's data sheet, which is assumed.
 """
@@ -69,7 +77,9 @@ def main() -> None:
     print(grid("cpu", "Small models of random weights on a CPU: bytes that torch's allocator handed out"))
     print(grid("cuda", "Real shapes with random weights on a GPU: the allocator's peak"))
     print("## Every method\n")
-    print(every_method(), end="")
+    print(every_method())
+    print("## Classifiers and encoder-decoders\n")
+    print(grid("cpu", "Small models of random weights, transformers' own trainer, on a CPU", "task_memory"), end="")
 
 
 def cell(path: Path, gib: int) -> str:
@@ -101,10 +111,14 @@ def every_method() -> str:
     return f"{what} ({command}, {report['machine']}).\n\n{preference_memory.table(report)}"
 
 
-def grid(device: str, what: str) -> str:
-    """One device's grid as a table."""
-    command = f"`python benchmarks/memory_grid.py --device {device}`"
-    path = ROOT / f"benchmarks/memory_grid_{device}.json"
+def grid(device: str, what: str, tasks: str = "") -> str:
+    """One device's grid as a table.
+
+    Args:
+        tasks: The benchmark of it, where it is not memory_grid.py.
+    """
+    command = f"`python benchmarks/{tasks}.py`" if tasks else f"`python benchmarks/memory_grid.py --device {device}`"
+    path = ROOT / f"benchmarks/{tasks or f'memory_grid_{device}'}.json"
     if not path.exists():
         return f"{what} ({command}): not measured.\n"
     report: dict[str, Any] = json.loads(path.read_text())

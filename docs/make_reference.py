@@ -13,7 +13,8 @@ from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import OWNED
 
 SCRIPTS = (
-    "prepare", "sft", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "plan", "doctor", "launch", "eval", "chat",
+    "prepare", "sft", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "text_classification",
+    "token_classification", "question_answering", "seq2seq", "predict", "plan", "doctor", "launch", "eval", "chat",
     "merge", "quantize", "adapter",
 )  # fmt: skip
 
@@ -21,7 +22,8 @@ SCRIPTS = (
 def main() -> None:
     print("# Reference\n\nMade by `make reference`; a test keeps it current.\n\n## The recipe")
     print_keys(Recipe)
-    print("\nUnder `trainer:` stands any field of trl's `SFTConfig`, but for these, which have another owner:\n")
+    print("\nUnder `trainer:` stands any field of the script's own config (sft.py: trl's `SFTConfig`; those of tasks:")
+    print("transformers' `TrainingArguments`), but for these, which have another owner:\n")
     print("| key | instead |\n|---|---|")
     for name, instead in OWNED.items():
         print(f"| `{name}` | {instead} |")

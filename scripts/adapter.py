@@ -14,6 +14,7 @@ from typing import Any
 from lorasmith.console import plain, say
 from lorasmith.errors import DivergedError, LorasmithError, ModelError
 from lorasmith.failures import explain
+from lorasmith.runs.arguments import positive
 from lorasmith.runs.ending import quiet, run_script
 
 MIB = 1 << 20
@@ -139,8 +140,8 @@ def losses_of(arguments: argparse.Namespace, adapter: Any, made: Any) -> dict[st
     from lorasmith.export.adapter_folder import write_adapter
     from lorasmith.runs.opening import open_model
 
-    if adapter.config.get("task_type") == "SEQ_CLS":
-        tell("loss: not measured, since a reward model gives scores; compare them with reward.py --score")
+    if adapter.config.get("task_type", "CAUSAL_LM") not in ("CAUSAL_LM", None):
+        tell("loss: not measured, since the adapter is for no language model; compare figures with eval.py")
         return None
     golden = arguments.adapter / "private" / "eval_rows.jsonl"
     settings = record_at(adapter.run, "recipe", "data")
@@ -287,13 +288,11 @@ def tell(line: str) -> None:
 
 def use_of(folder: Path) -> str:
     """The command that an adapter is for."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    is_scorer = config.get("task_type") == "SEQ_CLS"
-    return (
-        f"next: python scripts/reward.py {folder} --score ROWS"
-        if is_scorer
-        else f"next: python scripts/chat.py {folder}"
-    )
+    from lorasmith.runs.task_file import REWARD, task_of
+
+    method = task_of(folder).get("method")
+    using = f"predict.py {folder} ROWS" if method else f"chat.py {folder}"
+    return f"next: python scripts/{f'reward.py {folder} --score ROWS' if method == REWARD else using}"
 
 
 def say_energy(made: Any) -> float:
@@ -368,14 +367,6 @@ def parse_arguments() -> argparse.Namespace:
     sub.add_argument("folder", type=Path, nargs="?", default=Path("adapters"), help="folder of runs")
     sub.add_argument("--json", action="store_true", help="the table as JSON")
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"`{text}`; expected a whole number above 0")
-    return number
 
 
 if __name__ == "__main__":

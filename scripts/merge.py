@@ -27,24 +27,27 @@ def main() -> None:
         raise LorasmithError(f"--weights: {len(weights)} for {len(arguments.adapter)} adapters; give one for each.")
     quiet(arguments.offline)
     with quick_imports():
-        from lorasmith.runs import merging, merging_scores, proving
+        from lorasmith.runs import merging, merging_scores, merging_tasks, proving
         from lorasmith.runs.merged_card import write_merged_card, write_scorer_card
 
     out = Path(arguments.out)
     trust = arguments.trust_remote_code
     is_scorer = merging_scores.is_scorer(arguments.adapter, weights, arguments.eval)
+    is_task = merging_tasks.is_task(arguments.adapter, weights, arguments.eval)
     source = merging.open_source(
         arguments.adapter, weights, arguments.combine, arguments.density, arguments.base, trust
     )
     if not source.adapters:
         raise ModelError(f"{arguments.adapter[0]}: no adapter here (adapter_config.json is missing).")
-    plans = merging.plans(source, arguments.merge_base, arguments.dtype, labels=int(is_scorer))
+    plans = merging.plans(source, arguments.merge_base, arguments.dtype)
     key = "+".join(plan.key[:16] for plan in plans.values())
     if is_scorer:
         bounds, ask, measure = merging_scores.limits_for(arguments.limit), merging_scores.ask, merging_scores.measure
     else:
-        bounds, ask = proving.limits_for("merged", source.run, arguments.limit), merging.ask
-        measure = merging.measure_merged
+        bounds = proving.limits_for("merged", source.run, arguments.limit)
+        ask, measure = merging.ask, merging.measure_merged
+    if is_task:
+        ask, measure = merging_tasks.ask, merging_tasks.measure
     if proving.check_target(out, key, arguments.overwrite):
         say(f"{out} holds this very model, proven: it is reused. To merge anew: --overwrite")
         return
@@ -65,10 +68,14 @@ def main() -> None:
         record["fares"] = merging.fares(source, merged.folder, arguments.base, trust)
     folders = [folder for folder, _ in source.adapters]
     write_card = write_scorer_card if is_scorer else write_merged_card
+    if is_task:
+        merging_tasks.keep_task(folders[0], merged.folder)
+        record["task"] = source.task
     write_card(merged.folder, folders, source.base, record, merged.drift, out.name)
     proving.settle(merged.folder, out, key, merged.drift, bounds, record)
     say(f"model: {out}")
-    say(f"next: python scripts/reward.py {out} --score ROWS" if is_scorer else f"next: python scripts/chat.py {out}")
+    following = f"predict.py {out} ROWS" if is_task else f"chat.py {out}"
+    say(f"next: python scripts/{f'reward.py {out} --score ROWS' if is_scorer else following}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -18,7 +18,7 @@ from lorasmith.errors import LorasmithError, UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
 from lorasmith.recipe_sections import recipe_text
-from lorasmith.runs.arguments import training_parser
+from lorasmith.runs.arguments import positive, training_parser
 from lorasmith.runs.ending import enter_run, quiet, run_script
 from lorasmith.started import quick_imports
 
@@ -91,8 +91,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     )
     enter_run(output)
     set_seed(recipe.seed)  # the head is drawn while loading, and the adapter behind it
-    base_model = models.load_classifier(
-        recipe.model, recipe.model.dtype, recipe.model.attention, machine.device, tokenizer.pad_token_id
+    base_model = models.load_with_head(
+        recipe.model, recipe.model.dtype, recipe.model.attention, machine.device, tokenizer.pad_token_id, num_labels=1
     )
     models.grow_embeddings(base_model, tokenizer)
     guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
@@ -203,14 +203,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     return parser.parse_intermixed_args()
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"`{text}`; expected a whole number above 0")
-    return number
 
 
 if __name__ == "__main__":

@@ -27,6 +27,19 @@ def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+# Files that take longest, which several processes begin with so that none works alone at the end.
+LONGEST = (
+    "test_reliability", "test_sft", "test_text_classification", "test_token_classification", "test_question_answering",
+    "test_seq2seq", "test_grpo", "test_preference", "test_dpo", "test_eval", "test_eval_parts", "test_merge",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the longest files first, else in their order."""
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def launch(*words: Any, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a user would and wait for it."""
     return subprocess.run(
@@ -129,6 +142,67 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         model.save_pretrained(folder)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(ROOT / BASE / file, folder)
+        return folder
+
+    return make
+
+
+ENCODER_WORDS = [
+    "red",
+    "orange",
+    "blue",
+    "green",
+    "round",
+    "square",
+    "small",
+    "large",
+    "old",
+    "new",
+    "a",
+    "the",
+    "is",
+    "was",
+    "box",
+    "cup",
+    "lamp",
+    "chair",
+    "door",
+    "and",
+]
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a random small encoder of a real architecture, with a tokenizer of whole words, and give its folder."""
+
+    def make(kind: str, **changes: Any) -> Path:
+        import torch
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+        name = "-".join([kind, *(f"{key}{value}" for key, value in changes.items())])
+        folder = tmp_path_factory.getbasetemp() / f"small-{name}"
+        if folder.exists():
+            return folder
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        vocabulary = {word: index for index, word in enumerate([*special, *ENCODER_WORDS])}
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        ends = [("[CLS]", 2), ("[SEP]", 3)]
+        words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        PreTrainedTokenizerFast(tokenizer_object=words, model_input_names=inputs, **names).save_pretrained(folder)
+        sizes: dict[str, Any] = {"vocab_size": len(vocabulary), "pad_token_id": 0, "max_position_embeddings": 128}
+        if kind == "distilbert":
+            sizes |= {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4}
+        else:
+            sizes |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        if kind == "modernbert":
+            sizes |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        torch.manual_seed(0)
+        model = AutoModel.from_config(AutoConfig.for_model(kind, **(sizes | changes)))
+        model.save_pretrained(folder)
         return folder
 
     return make

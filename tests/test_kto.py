@@ -28,6 +28,7 @@ def kto(*words) -> Path:
     return run_script("kto", *words)
 
 
+@pytest.mark.slow
 def test_what_is_wanted_is_learnt(recipe, tmp_path, capsys):
     folder = kto(recipe, f"output_dir={tmp_path}/run", "trainer.max_steps=30", "trainer.learning_rate=2e-3")
     run = json.loads((folder / "run.json").read_text())
@@ -40,6 +41,7 @@ def test_what_is_wanted_is_learnt(recipe, tmp_path, capsys):
     assert "Kahneman-Tversky" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.scorecard(row="R8")
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     import trl
@@ -86,6 +88,7 @@ def test_the_rarer_kind_counts_more_unless_the_recipe_says_how_much(recipe, tmp_
     assert "both kinds count the same" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_judged_rows_train_unedited(recipe, tmp_path):
     folder = kto(

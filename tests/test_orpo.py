@@ -66,7 +66,9 @@ def plain_losses(method, rows, folder, **options):
 
 
 @pytest.mark.scorecard(row="R8")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", ["orpo", *(pytest.param(one, marks=pytest.mark.slow) for one in METHODS if one != "orpo")]
+)
 def test_our_losses_are_those_of_trls_trainer_over_twenty_steps(recipe, tmp_path, name):
     method, words = METHODS[name]
     rows = text_pairs(320)

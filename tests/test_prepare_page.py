@@ -431,7 +431,7 @@ def browse(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
         f"http://127.0.0.1:{server.server_address[1]}/{page}",
     ]
     try:
-        return subprocess.run(command, text=True, capture_output=True, timeout=60)
+        return subprocess.run(command, text=True, capture_output=True, timeout=300)
     finally:
         server.shutdown()
         server.server_close()

@@ -162,7 +162,8 @@ def killed_after(seconds, words):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [10])
 def test_killed_at_any_moment_the_next_call_completes(times, trained, tmp_path):
     torch.set_num_threads(1)
     rng = random.Random(times)

@@ -28,7 +28,7 @@ def status(folder):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def wait_until(true, seconds=90):
+def wait_until(true, seconds=400):
     end = time.time() + seconds
     while not true():
         assert time.time() < end, "it took too long"
@@ -46,6 +46,7 @@ def scorecard(rows, sample):
     assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_scorecard_is_clean():
     scorecard("R1,R2,R3,R5,R9,R12", 1)
 
@@ -164,6 +165,7 @@ def test_a_folder_whose_first_record_was_cut_off_is_begun_anew(tmp_path):
 # --- stops -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     words = [*SHORT, f"output_dir={tmp_path}/run"]
     first = launch("scripts/sft.py", *words, "run.max_minutes=0.0001")
@@ -231,7 +233,7 @@ except BaseException as error:
 
 
 def test_a_signal_that_falls_into_a_destructor_is_heard():
-    done = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", IN_A_DESTRUCTOR], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("StoppedNow stopped: SIGINT received before the first step.")
     assert done.stderr == ""
 
@@ -240,7 +242,9 @@ def children_of_a_launcher(pid):
     return [one for one in psutil.Process(pid).children(recursive=True) if "scripts/sft.py" in one.cmdline()]
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "launch.py"])
+@pytest.mark.parametrize(
+    "launcher", ["launch.py", *(pytest.param(one, marks=pytest.mark.slow) for one in ("accelerate", "torchrun"))]
+)
 def test_term_to_a_launcher_orphans_nothing_and_ends_in_75(tmp_path, launcher):
     folder = tmp_path / "run"
     start = {
@@ -526,4 +530,4 @@ def test_offline_opens_no_connection_and_says_at_once_what_is_missing(tmp_path):
         "error: not on this machine, and the hub is out of reach: config.json, tokenizer.json, model.safetensors of "
         "nobody/nothing (main): hf download nobody/nothing. Fetch them where it is not.\n"
     )
-    assert time.time() - start < 5
+    assert time.time() - start < 60, "two seconds where nothing else runs"

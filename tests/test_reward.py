@@ -113,6 +113,7 @@ def test_held_out_pairs_reach_nine_in_ten(tmp_path, quantization):
     assert time.time() - start < 180
 
 
+@pytest.mark.slow
 @pytest.mark.scorecard(row="R8")
 def test_our_losses_are_trls_own_over_twenty_steps(recipe, tmp_path):
     import trl
@@ -316,7 +317,7 @@ def test_a_head_that_is_lost_or_another_is_refused(learnt, rows, tmp_path):
     save_file(tensors, broken / "adapter_model.safetensors")
     with pytest.raises(ModelError, match=f"lacks {HEAD}"):
         scored(broken, rows, tmp_path / "s.jsonl")
-    base = models.load_classifier(Model(name=BASE), "float32", "sdpa", "cpu", 0)
+    base = models.load_with_head(Model(name=BASE), "float32", "sdpa", "cpu", 0, num_labels=1)
     model = adapters.load_adapter(base, learnt)
     check_head(model, learnt)
     with pytest.raises(DivergedError, match="is not in the adapter as trained"):
@@ -338,7 +339,7 @@ def test_a_head_is_float32_never_quantized_and_the_same_for_the_same_seed(quanti
     for dtype in ("float32", "bfloat16"):
         set_seed(3)
         section = Model(name=BASE, quantization=quantization)
-        model = models.load_classifier(section, dtype, "sdpa", "cpu", 0, labels)
+        model = models.load_with_head(section, dtype, "sdpa", "cpu", 0, num_labels=labels)
         assert type(model.score) is torch.nn.Linear
         assert model.score.weight.dtype == torch.float32
         assert model(torch.arange(2, 12)[None]).logits.shape == (1, labels)

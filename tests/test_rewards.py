@@ -239,9 +239,9 @@ def test_without_protection_programs_are_refused_unless_asked_for_and_honest_sli
 @needs_lock
 def test_programs_run_beside_each_other():
     started = time.monotonic()
-    outcomes = run_all([("import time\ntime.sleep(1)", "")] * 4, Limits(seconds=8.0), workers=4)
+    outcomes = run_all([("import time\ntime.sleep(4)", "")] * 4, Limits(seconds=30.0), workers=4)
     assert all(outcome.passed for outcome in outcomes)
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 14.0  # 16 s one after another
     assert protection() == LOCKED[0]
 
 
@@ -249,7 +249,7 @@ def test_programs_run_beside_each_other():
 def test_a_program_ends_with_the_trainer_that_was_killed(tmp_path):
     code = "from lorasmith.rewards.sandbox import *\nrun('import time\\ntime.sleep(1000)', '', Limits(seconds=1000))"
     trainer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     # The folder is there while the protection is tried out, too; the program that stays is the one that sleeps.
     while time.monotonic() < deadline and not sleeping(programs_running(tmp_path)):
         time.sleep(0.05)

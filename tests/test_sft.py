@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import BASE, NO_EVAL, ROOT, SHARED, launch, losses, metrics, needs_shared, sft, write_rows
 
+from lorasmith.errors import LorasmithError
+
 FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "audit.html", "audit.json", "chat_template.jinja",
     "metrics.jsonl", "plots", "private", "recipe.yaml", "run.json", "status.json", "template_contract.json", "tokenizer.json",
@@ -143,10 +145,17 @@ def test_accelerate_launches_it(tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_work_ends_in_one_line_and_exit_code_2(overrides, refusal, tmp_path):
-    done = launch("scripts/sft.py", *QUICK, f"output_dir={tmp_path / 'run'}", *overrides)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"error: {refusal}")
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(LorasmithError) as error:
+        sft(*QUICK, f"output_dir={tmp_path / 'run'}", *overrides)
+    assert error.value.exit_code == 2
+    assert str(error.value).startswith(refusal)
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_is_the_only_line_of_a_script(tmp_path):
+    done = launch("scripts/sft.py", *QUICK, f"output_dir={tmp_path / 'run'}", "trainer.max_length=4096")
+    assert done.returncode == 2
+    assert done.stderr == "error: trainer.max_length is `4096`; the model has 512 positions. Lower it.\n"
 
 
 def test_a_diverged_run_ends_with_exit_code_4_and_saves_no_adapter(tmp_path):
@@ -200,7 +209,7 @@ def trl_losses(tmp_path: Path, rows: Path, *extra: str) -> list[float]:
 
 
 @pytest.mark.scorecard(row="R8")
-@pytest.mark.parametrize("shape", ["messages", "prompt+completion"])
+@pytest.mark.parametrize("shape", ["messages", pytest.param("prompt+completion", marks=pytest.mark.slow)])
 def test_our_losses_are_trls_own_over_twenty_steps(shape, tmp_path):
     import trl  # noqa: F401
 
@@ -234,9 +243,9 @@ def test_our_losses_are_trls_own_over_twenty_steps(shape, tmp_path):
     [
         ("math_gsm8k_train", ["data.on_too_long=drop"]),
         ("sft_alpaca_en", ["data.on_too_long=truncate"]),
-        ("tools_glaive_sharegpt", ["data.on_too_long=truncate"]),
-        ("chat_v1_sft_demo", ["data.on_too_long=drop"]),
-        ("text_c4_demo", ["data.on_too_long=truncate"]),
+        pytest.param("tools_glaive_sharegpt", ["data.on_too_long=truncate"], marks=pytest.mark.slow),
+        pytest.param("chat_v1_sft_demo", ["data.on_too_long=drop"], marks=pytest.mark.slow),
+        pytest.param("text_c4_demo", ["data.on_too_long=truncate"], marks=pytest.mark.slow),
     ],
 )
 def test_real_rows_train_unedited_on_a_real_base(name, overrides, tmp_path):
@@ -263,7 +272,7 @@ def test_the_quickstart_reaches_its_score(overrides, tmp_path):
     assert done.returncode == 0, done.stderr
     done = launch("scripts/eval.py", folder, "--data", "quickstart/data/heldout.jsonl")
     assert done.returncode == 0, done.stderr
-    score = json.loads((folder / "run.json").read_text())["evaluations"][0]["scores"]["exact match"]
+    score = json.loads((folder / "run.json").read_text())["evaluations"][0]["scores"]["exact_match"]
     assert score["base"] < 0.10
     assert score["adapter"] >= 0.90
     assert score["verdict"] == "better"

@@ -95,6 +95,7 @@ def test_a_table_reads_the_same_wherever_its_pieces_end(text, tmp_path):
         assert len(found) == len(whole) or "\0" in text  # a piece with a NUL gives none of its rows
 
 
+@pytest.mark.slow
 def test_a_row_without_an_end_is_refused_before_it_fills_the_memory(tmp_path):
     endless = (text for text in ["[\n", '{"text": "', *["a" * (1 << 20)] * 200])
     with pytest.raises(DataError, match=r":2: a row of more than 64 MiB, or one without an end. Fix the file.$"):

@@ -4,7 +4,7 @@ import difflib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,28 @@ CONVERTED_INITS = ("pissa", "olora")
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 
 
-TASKS = {"CAUSAL_LM": "a language model's", "SEQ_CLS": "a reward model's or classifier's"}
+TOLD = {
+    "CAUSAL_LM": "a language model's",
+    "SEQ_CLS": "a reward model's or classifier's",
+    "TOKEN_CLS": "a tagger's",
+    "QUESTION_ANS": "an answer finder's",
+    "SEQ_2_SEQ_LM": "a sequence-to-sequence model's",
+}
+WITHOUT_HEAD = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose output layer is the base's own
 
 
 def adapter_config(
-    section: Adapter, model: PreTrainedModel, new_token_ids: list[int], task: str = "CAUSAL_LM"
+    section: Adapter,
+    model: PreTrainedModel,
+    new_token_ids: list[int],
+    task: str = "CAUSAL_LM",
+    drawn: Sequence[str] = (),
 ) -> PeftConfig:
     """The peft configuration of a recipe's adapter.
 
     Args:
-        task: peft's name for what the model is for; with SEQ_CLS its head is trained whole beside the adapter.
+        task: peft's name for what the model is for; a head is trained whole beside the adapter.
+        drawn: Other modules that were not trained before, to be trained whole too.
 
     Raises:
         ModelError: If a target matches nothing in this model, or the method cannot do what is asked.
@@ -47,6 +59,12 @@ def adapter_config(
     _check_reach(section, model)
     if new_token_ids:
         options["trainable_token_indices"] = _token_indices(section, model, new_token_ids)
+    if task == "QUESTION_ANS":  # peft knows qa_outputs alone; ModernBERT's is called classifier
+        drawn = [*drawn, *(name for name in HEADS if name != "qa_outputs" and hasattr(model, name))]
+    if task not in WITHOUT_HEAD:
+        options["exclude_modules"] = _besides_heads(options.get("exclude_modules"), drawn)
+        if drawn:
+            options["modules_to_save"] = [*(options.get("modules_to_save") or []), *drawn]
     if section.method in LORA_METHODS:
         inits: dict[str, Any] = {"pissa": "pissa", "olora": "olora", "eva": "eva"}
         if section.method == "eva" and "eva_config" not in options:
@@ -64,6 +82,8 @@ def adapter_config(
         )
     kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType[section.method.upper()]]
     known = kind.__dataclass_fields__
+    if "exclude_modules" not in known:
+        options.pop("exclude_modules", None)
     ours = {
         "rank": ("r", "rank"),
         "alpha": ("lora_alpha", "alpha", f"{section.method}_alpha"),
@@ -81,7 +101,7 @@ def adapter_config(
         config = kind(task_type=TaskType(task), **options)
     except (ValueError, TypeError) as error:
         raise ModelError(f"adapter.options: peft's {section.method} refuses them ({error}).") from error
-    if task != TaskType.CAUSAL_LM and (config.is_prompt_learning or "modules_to_save" not in known):
+    if task not in WITHOUT_HEAD and (config.is_prompt_learning or "modules_to_save" not in known):
         raise ModelError(f"adapter.method `{section.method}` cannot train a head beside it. Take lora or one like it.")
     return config
 
@@ -93,20 +113,21 @@ def attach(
     batches: DataLoader[Any],
     base: dict[str, Any],
     task: str = "CAUSAL_LM",
+    drawn: Sequence[str] = (),
 ) -> PeftModel:
     """The model with a trainable adapter: a new one, or the one of `adapter.from`.
 
     Args:
         batches: Batches of training rows, for methods that look at the data first (EVA).
         base: Identity of the base, whose folder holds the unquantized weights that LoftQ reads.
-        task: As in `adapter_config`.
+        task, drawn: As in `adapter_config`.
 
     Raises:
         ModelError: If the adapter does not fit the model or the recipe.
     """
     if section.from_ is not None:
         return _continue(section, model, task)
-    config = adapter_config(section, model, new_token_ids, task)
+    config = adapter_config(section, model, new_token_ids, task, drawn)
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=section.method == "eva")
     except (ValueError, NotImplementedError, TypeError) as error:
@@ -235,6 +256,31 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     Raises:
         ModelError: If the folder holds none, or it does not fit the model.
     """
+    with _read_safely(model, folder):
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    assert isinstance(adapted, PeftModel)
+    _check_keys(adapted, folder)
+    return adapted
+
+
+def load_beside(model: PeftModel, folder: Path, name: str) -> None:
+    """Another saved adapter on the same base, which shares its weights; `model.set_adapter(name)` switches to it.
+
+    Raises:
+        ModelError: If the folder holds none, or it does not fit the model.
+    """
+    with _read_safely(model, folder):
+        model.load_adapter(str(folder), name)
+    _check_keys(model, folder, name)
+
+
+@contextmanager
+def _read_safely(model: torch.nn.Module, folder: Path) -> Iterator[None]:
+    """Around peft's reading of a saved adapter: what is missing or hostile is refused before, what does not fit told.
+
+    Raises:
+        ModelError: In one line.
+    """
     check_files(folder)
     pattern = saved_config(folder).target_modules
     if isinstance(pattern, str):
@@ -243,14 +289,11 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         if passed:
             raise ModelError(f"{folder}: adapter_config.json's target_modules takes over {passed}; do not trust it.")
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        yield
     except KeyError as error:  # peft looks modules up that are saved whole
         raise ModelError(f"{folder}: adapter_model.safetensors lacks {error.args[0]}. Fetch it again.") from error
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: does not fit the base model ({' '.join(str(error).split())[:200]}).") from error
-    assert isinstance(adapted, PeftModel)
-    _check_keys(adapted, folder)
-    return adapted
 
 
 def check_files(folder: Path) -> None:
@@ -278,7 +321,7 @@ def saved_config(folder: Path) -> Any:
         raise ModelError(f"{folder}: adapter_config.json cannot be read ({reason}). Fetch it again.") from error
 
 
-def _check_keys(model: PeftModel, folder: Path) -> None:
+def _check_keys(model: PeftModel, folder: Path, name: str = "default") -> None:
     """Every tensor that the adapter needs is in its file, and none besides; peft goes on with what it finds.
 
     Raises:
@@ -286,7 +329,7 @@ def _check_keys(model: PeftModel, folder: Path) -> None:
     """
     from safetensors import safe_open
 
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         # peft adds the whole embeddings of a grown vocabulary; they are no part of the adapter.
         saved = {key for key in file.keys() if key in expected or "lora_" in key or not key.endswith(EMBEDDINGS)}  # noqa: SIM118
@@ -317,11 +360,11 @@ def _continue(section: Adapter, model: PreTrainedModel, task: str) -> PeftModel:
     saved_for = saved_config(folder).task_type or "CAUSAL_LM"
     if saved_for == task:
         adapted = load_adapter(model, folder, trainable=True)
-    elif (saved_for, task) == ("CAUSAL_LM", "SEQ_CLS"):
-        adapted = _beside_new_head(model, folder)
+    elif saved_for == "CAUSAL_LM" and task not in WITHOUT_HEAD:
+        adapted = _beside_new_head(model, folder, task)
     else:
-        told = TASKS.get(saved_for, f"one for {saved_for}")
-        raise ModelError(f"adapter.from: {folder} holds {told} adapter, and {TASKS[task]} is trained here.")
+        told = TOLD.get(saved_for, f"one for {saved_for}")
+        raise ModelError(f"adapter.from: {folder} holds {told} adapter, and {TOLD[task]} is trained here.")
     config = adapted.peft_config["default"]
     saved = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
     for key, value in saved.items():
@@ -331,14 +374,14 @@ def _continue(section: Adapter, model: PreTrainedModel, task: str) -> PeftModel:
     return adapted
 
 
-def _beside_new_head(model: PreTrainedModel, folder: Path) -> PeftModel:
+def _beside_new_head(model: PreTrainedModel, folder: Path, task: str) -> PeftModel:
     """A language model's adapter on a classifier, whose head is new.
 
     Raises:
         ModelError: If the adapter is more than what both models have in common.
     """
     config = saved_config(folder)
-    config.task_type, config.inference_mode = TaskType.SEQ_CLS, False
+    config.task_type, config.inference_mode = TaskType(task), False
     try:
         adapted = get_peft_model(model, config)
         tensors = load_file(folder / "adapter_model.safetensors")
@@ -350,11 +393,23 @@ def _beside_new_head(model: PreTrainedModel, folder: Path) -> PeftModel:
     other = expected.keys() - heads.keys() ^ tensors.keys()
     if other:
         raise ModelError(
-            f"{folder}: trains {min(other)}, which a reward model does not share with a "
+            f"{folder}: trains {min(other)}, which a model with a head does not share with a "
             "language model. Give adapter.from an adapter of inner layers alone."
         )
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def _besides_heads(excluded: Any, drawn: Sequence[str]) -> str:
+    """A pattern of the modules that carry no adapter: those asked for, heads, and what is trained whole.
+
+    peft's all-linear leaves out no heads but classifiers' of one layer.
+    """
+    names = [re.escape(name) for name in (*HEADS, *drawn)]
+    if isinstance(excluded, list):
+        names += [re.escape(name) for name in excluded]
+    pattern = rf"(.*\.)?({'|'.join(names)})(\..*)?"
+    return f"({pattern})|({excluded})" if isinstance(excluded, str) else pattern
 
 
 def _check_reach(section: Adapter, model: PreTrainedModel) -> None:
@@ -396,7 +451,7 @@ def _linear_names(model: torch.nn.Module) -> list[str]:
         kind = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         inside = any(part in name for part in (".base_layer", ".lora_", ".token_adapter", "modules_to_save"))
         linear = isinstance(kind, torch.nn.Linear) or type(kind).__name__ == "Conv1D"
-        is_head = name.endswith(("lm_head", "original_module", *HEADS))
+        is_head = name.endswith(("lm_head", "original_module")) or bool(set(name.split(".")) & set(HEADS))
         if linear and not inside and not is_head:
             names.append(name)
     return names

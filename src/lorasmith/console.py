@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,19 +34,21 @@ def complain(line: str) -> None:
         print(plain(line), file=sys.stderr, flush=True)
 
 
-def track(items: Sequence[T], label: str, every: float = 5.0) -> Iterator[T]:
+def track(items: Iterable[T], label: str, every: float = 5.0, total: int | None = None) -> Iterator[T]:
     """Yield the items, saying every few seconds how many are done, how fast, and how long the rest takes.
 
     Args:
         label: What an item is, in the plural.
         every: Seconds between lines; shorter work says nothing.
+        total: How many there are, where they have no length.
     """
     start = said = time.perf_counter()
+    count = len(items) if total is None and isinstance(items, Sized) else total or 0
     for done, item in enumerate(items):
         now = time.perf_counter()
-        if now - said > every:
+        if done and now - said > every:
             rate = done / (now - start)
-            left = (len(items) - done) / rate
-            say(f"{done}/{len(items)} {label}, {rate:.1f}/s, {int(left // 60)}:{int(left % 60):02d} left")
+            left = max(0, count - done) / rate
+            say(f"{done}/{count} {label}, {rate:.1f}/s, {int(left // 60)}:{int(left % 60):02d} left")
             said = now
         yield item

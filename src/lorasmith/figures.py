@@ -55,6 +55,43 @@ def bars(told: str, lines: list[Line], most: float) -> str:
     return _svg(told, y - _GAP + 2, parts)
 
 
+@dataclass(slots=True)
+class Interval:
+    """A name, what is said of it at the right, and a value with the interval that it lies in."""
+
+    name: str
+    said: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
+def intervals(told: str, lines: list[Interval]) -> str:
+    """Intervals below one another, on one scale around a line at zero."""
+    most = max([1e-12, *(abs(end) for line in lines for end in (line.low, line.high))]) * 1.05
+
+    def place(value: float) -> float:
+        return 50 + 50 * value / most
+
+    parts, y = [], 0
+    for line in lines:
+        name, said = label(line.name, LONGEST), label(line.said, LONGEST)
+        parts.append(f'<text x="0" y="{y + 12}">{html.escape(name)}</text>')
+        if _width(name) + _width(said) > LONGEST:
+            y += _LINE
+        parts.append(f'<text class="quiet" x="100%" y="{y + 12}" text-anchor="end">{html.escape(said)}</text>')
+        y += _LINE
+        x, left, wide = place(line.value), place(line.low), max(place(line.high) - place(line.low), 0.4)
+        parts.append(f'<rect class="track" x="0" y="{y}" width="100%" height="{_BAR}" rx="2"/>')
+        box = f'y="{y}" width="{wide:.2f}%" height="{_BAR}" rx="2"'
+        parts.append(f'<rect class="{line.colour}" x="{left:.2f}%" {box}/>')
+        parts.append(f'<line class="rule" x1="{x:.2f}%" x2="{x:.2f}%" y1="{y - 2}" y2="{y + _BAR + 2}"/>')
+        y += _BAR + 3 + _GAP
+    parts.append(f'<line class="at" x1="50%" x2="50%" y1="0" y2="{y - _GAP}"/>')
+    return _svg(told, y - _GAP + 2, parts)
+
+
 def _width(text: str) -> int:
     """Letters, those of Chinese, Japanese and Korean and emoji as two."""
     return sum(2 if east_asian_width(one) in "WF" else 1 for one in text)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -28,27 +30,33 @@ from lorasmith.failures import explain
 from lorasmith.hostile import check_template
 from lorasmith.recipe import Model
 from lorasmith.templates import CHATML, TEMPLATE_TOKENS
-from lorasmith.upstream import HEADS
+from lorasmith.upstream import BEFORE_HEADS, HEADS, TASKS, UNQUANTIZED, renamed_keys
 
 BLOCKS = 64  # sampled from each weight file for its fingerprint
 BLOCK_BYTES = 4096
+# Architectures whose first position is that behind the padding token's id.
+COUNTED_BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
-def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[PreTrainedTokenizerBase, list[int]]:
+def load_tokenizer(
+    section: Model, source: str | Path | None = None, *, stops: bool = True, fast: bool = True
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """The tokenizer with the recipe's chat template and tokens.
 
     Args:
+        stops: Whether the model must be able to end what it writes.
+        fast: Whether it must be a fast one, in which tokens know their places in the text.
         source: Another folder to load from, such as an adapter's, which holds the template it was trained with.
 
     Returns:
         The tokenizer, and the ids of tokens it did not have before, whose embeddings must be trained.
 
     Raises:
-        ModelError: If it cannot be loaded, is not a fast tokenizer, or has no EOS token.
+        ModelError: If it cannot be loaded, is not a fast tokenizer where it must be, or has no EOS token.
     """
     where = str(source or section.name)
     tokenizer = _load(AutoTokenizer, where, section)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or (fast and not tokenizer.is_fast):
         raise ModelError(f"{where}: only a Python tokenizer is available; Lorasmith needs a fast one (tokenizer.json).")
     known = set(tokenizer.get_vocab())
     template = section.chat_template if source is None else None
@@ -61,8 +69,10 @@ def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[Pr
         tokenizer.add_tokens(new, special_tokens=True)
     if template == "chatml":
         tokenizer.eos_token = "<|im_end|>"
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and stops:
         raise ModelError(f"{where}: the tokenizer has no EOS token, so no model could stop. Set model.chat_template.")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ModelError(f"{where}: the tokenizer has no token to fill rows up with (pad_token). Add one to its files.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     vocabulary = tokenizer.get_vocab()
@@ -71,25 +81,27 @@ def load_tokenizer(section: Model, source: str | Path | None = None) -> tuple[Pr
 
 
 def load_base_model(
-    section: Model, dtype: str, attention: str, device: str, weight_cache: bool = True
+    section: Model, dtype: str, attention: str, device: str, weight_cache: bool = True, task: str | None = None
 ) -> PreTrainedModel:
     """The frozen base model in the recipe's quantization, on the device.
 
     Args:
-        weight_cache: Whether quantized weights are kept in the user's cache and taken from there.
+        weight_cache: Whether a language model's quantized weights are kept in the user's cache and taken from there.
+        task: A key of `upstream.TASKS`; None: a language model.
 
     Raises:
         ModelError: If it cannot be loaded as asked.
     """
     options = _options(dtype, attention, device)
+    kind = getattr(transformers, TASKS[task].auto) if task else AutoModelForCausalLM
     quantized = quantization_config(section.quantization, options["dtype"])
     if quantized is None:
-        return _load(AutoModelForCausalLM, section.name, section, **options)
-    source, copy = _places(section, quantized, dtype, device) if weight_cache else (None, None)
+        return _load(kind, section.name, section, **options)
+    source, copy = _places(section, quantized, dtype, device) if weight_cache and not task else (None, None)
     model = quantized_cache.load_copy(copy, section.name, options) if copy else None
     fresh = model is None
     if model is None:
-        model = _load(AutoModelForCausalLM, section.name, section, quantization_config=quantized, **options)
+        model = _load(kind, section.name, section, quantization_config=quantized, **options)
     if device == "cpu" and section.quantization in ("nf4", "fp4"):
         keep_4bit_layers_unpacked(model)
     if source and copy and fresh:
@@ -97,38 +109,96 @@ def load_base_model(
     return model
 
 
-def load_classifier(
-    section: Model, dtype: str, attention: str, device: str, pad_id: int | None, labels: int = 1
+def load_with_head(
+    section: Model,
+    dtype: str,
+    attention: str,
+    device: str,
+    pad_id: int | None,
+    task: str = "text_classification",
+    **settings: Any,
 ) -> PreTrainedModel:
-    """The frozen base model with a head of `labels` outputs in place of the one that gives tokens.
+    """The frozen base model with a task's head in place of the one that gives tokens.
 
-    The head of a model that has one is read with it. A new one is drawn from torch's random state: seed that before.
-    It is float32 and never quantized, since it is trained whole.
+    The head of a model that has one for the same outputs is read with it. A new one is drawn from torch's random state:
+    seed that before. It is float32 and never quantized, since it is trained whole; `drawn_modules` tells what else is.
 
     Args:
-        pad_id: The token that fills rows up; the head is read at the last token of a row that is another.
+        pad_id: The token that fills rows up; a decoder's head is read at the last token of a row that is another.
+        task: A key of `upstream.TASKS`.
+        settings: For the model's configuration, such as num_labels and id2label.
 
     Raises:
         ModelError: If it cannot be loaded as asked.
     """
-    options = _options(dtype, attention, device) | {"num_labels": labels}
+    options = _options(dtype, attention, device) | settings
     quantized = quantization_config(section.quantization, options["dtype"])
     if quantized is not None:
+        quantized.llm_int8_skip_modules = list(UNQUANTIZED)
         options["quantization_config"] = quantized
-    model = _load(AutoModelForSequenceClassification, section.name, section, **options)
+    kind = getattr(transformers, TASKS[task].auto)
+    if task == "question_answering":
+        options["key_mapping"] = _renamed(section)
+    model, info = _load(kind, section.name, section, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if device == "cpu" and section.quantization in ("nf4", "fp4"):
         keep_4bit_layers_unpacked(model)
+    redrawn = [key for key, *_ in info["mismatched_keys"]]
+    _check_complete(section, [*info["missing_keys"], *redrawn])
     model.config.get_text_config().pad_token_id = pad_id
-    head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
-    if head is None or any(type(one).__name__ in ("Linear4bit", "Linear8bitLt") for one in head.modules()):
-        raise ModelError(
-            f"{section.name}: no head of {type(model).__name__} can be trained in {section.quantization}. "
-            "Set model.quantization: none, or take another base model."
-        )
-    head.float()
-    # A head that peft copies keeps its hooks; one in the base's 16 bit would round what was trained.
-    head.register_forward_pre_hook(lambda head, given: (given[0].float(), *given[1:]))
+    heads = [getattr(model, name) for name in HEADS if hasattr(model, name)]
+    if not heads:
+        raise ModelError(f"{section.name}: no head of {type(model).__name__} is known. Take another base model.")
+    drawn = {key.rpartition(".")[0] for key in {*info["missing_keys"], *redrawn}}
+    vars(model)[DRAWN] = sorted(name for name in drawn if not set(name.split(".")) & set(HEADS))
+    for whole in [*heads, *(model.get_submodule(name) for name in drawn_modules(model))]:
+        whole.float()
+        # A head that peft copies keeps its hooks; one in the base's 16 bit would round what was trained.
+        whole.register_forward_pre_hook(lambda head, given: (given[0].float(), *given[1:]))
     return model
+
+
+def _renamed(section: Model) -> dict[str, str]:
+    """The key_mapping of a base model's class for questions.
+
+    Raises:
+        ModelError: If its architecture has none.
+    """
+    config = _load(AutoConfig, section.name, section)
+    kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(config), None)
+    if kind is None and not section.trust_remote_code:
+        raise ModelError(
+            f"{section.name}: transformers has no {config.model_type} that finds answers. Take another base model."
+        )
+    headless = MODEL_MAPPING.get(type(config), None)
+    return renamed_keys(getattr(headless, "base_model_prefix", ""), getattr(kind, "base_model_prefix", ""))
+
+
+def renamed_of(model: PreTrainedModel) -> dict[str, str]:
+    """The key_mapping by which plain transformers reads a language model's files into a model with a head."""
+    headless: Any = model.base_model
+    return renamed_keys(headless.base_model_prefix, model.base_model_prefix)
+
+
+DRAWN = "lorasmith_drawn"
+
+
+def drawn_modules(model: PreTrainedModel) -> list[str]:
+    """Names of modules besides the head that the base's files have no weights for, so that they must be trained."""
+    return list(vars(model).get(DRAWN, ()))
+
+
+def _check_complete(section: Model, missing: Sequence[str]) -> None:
+    """Refuse a model that lacks more than what stands around its head.
+
+    Raises:
+        ModelError: Naming a weight that is missing.
+    """
+    lost = [key for key in missing if not set(key.split(".")) & {*HEADS, *BEFORE_HEADS}]
+    if lost:
+        raise ModelError(
+            f"{section.name}: its files lack {len(lost)} of the model's weights, such as {min(lost)}. Fetch it again, "
+            "or take a base model of this architecture."
+        )
 
 
 def _options(dtype: str, attention: str, device: str) -> dict[str, Any]:
@@ -222,9 +292,16 @@ class BaseFacts:
 def base_facts(section: Model) -> BaseFacts:
     """What the base model's config says."""
     config = _load(AutoConfig, section.name, section)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return BaseFacts(positions, getattr(kind, "_supports_sdpa", True), config.to_dict())
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or MODEL_MAPPING.get(type(config), None)
+    return BaseFacts(positions_of(config), getattr(kind, "_supports_sdpa", True), config.to_dict())
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest row that a model of this config has positions for, if it says."""
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.model_type in COUNTED_BEHIND_PADDING:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def base_identity(section: Model) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lorasmith.errors import RecipeError
 from lorasmith.recipe_checks import OWNED, check_groups, check_keys, check_losses, check_offload, check_order, place_of
 from lorasmith.recipe_file import Places, read_recipe, show
 from lorasmith.recipe_sections import Name, Section, Sources, validated, weighted
+from lorasmith.recipe_task import Task, check_task
 from lorasmith.templates import TEMPLATE_TOKENS
 
 LORA_METHODS = ("lora", "rslora", "dora", "pissa", "olora", "loftq", "eva")
@@ -91,6 +92,7 @@ class Data(Section):
         "messages",
         "sharegpt",
         "prompt+completion",
+        "source+target",
         "instruction+output",
         "question+answer",
         "marked-text",
@@ -182,6 +184,7 @@ class Recipe(Section):
     model: Model
     adapter: Adapter = Adapter()
     data: Data
+    task: Task = Task()
     rewards: Annotated[list[str | dict[str, Any]], BeforeValidator(_rewards)] = Field(
         [],
         description="grpo: what completions are rewarded by, each path/file.py:function, {function, weight, "
@@ -192,7 +195,9 @@ class Recipe(Section):
     proof: Proof = Proof()
     output_dir: Name = Field(description="A folder such as adapters/my-run.")
     seed: int = Field(42, ge=0, lt=2**32)
-    trainer: dict[str, Any] = Field({}, description="Fields of the trl config of this script, by their own names.")
+    trainer: dict[str, Any] = Field(
+        {}, description="Fields of the script's config, trl's or transformers', by their own names."
+    )
 
 
 def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe:
@@ -214,6 +219,7 @@ def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe
     if method == "kto":
         check_order(recipe.trainer, recipe.run, places)
     check_groups(method, recipe, places)
+    check_task(method, recipe, places)
     _check_adapter(recipe.adapter, places)
     _check_together(recipe, places)
     return recipe

@@ -55,6 +55,9 @@ RANGES: dict[str, tuple[str, float, float]] = {
     "max_grad_norm": ("[", 0, math.inf),
     "label_smoothing_factor": ("[", 0, 1),
     "max_length": ("[", 2, math.inf),
+    "max_target_length": ("[", 2, math.inf),
+    "generation_num_beams": ("[", 1, 256),
+    "generation_max_length": ("[", 1, math.inf),
     "logging_steps": ("(", 0, math.inf),
     "eval_steps": ("(", 0, math.inf),
     "save_steps": ("(", 0, math.inf),
@@ -176,8 +179,7 @@ def check_offload(method: str, run: Any, places: Places) -> None:
     if run.gradient_checkpointing == "offload" and not upstream.offloads(method):
         place = place_of(places, ("run", "gradient_checkpointing"))
         raise RecipeError(
-            f"{place}: run.gradient_checkpointing is `offload`, which trl's {upstream.CONFIGS[method][1]} cannot. Use "
-            "auto, true or false."
+            f"{place}: run.gradient_checkpointing is `offload`, which {method}.py cannot. Use auto, true or false."
         )
 
 

@@ -63,9 +63,49 @@ def config_fields(*classes: tuple[str, str]) -> dict[str, Field]:
     return fields
 
 
-HEADS = ("score", "classifier")  # transformers' names of a classifier's head; peft trains it whole
+HEADS = ("score", "classifier", "qa_outputs")  # transformers' names of a head; peft trains it whole
+# What may stand between the blocks and the head of a model, and is drawn anew where the base has none.
+BEFORE_HEADS = ("pooler", "pre_classifier", "head")
+UNQUANTIZED = tuple(rf"(.*\.)?{name}" for name in (*HEADS, *BEFORE_HEADS))  # as transformers reads module names
 
-# The trl config of each training script: module and class.
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is loaded for.
+
+    Attributes:
+        peft: peft's name.
+        auto: transformers' class that loads such a model.
+        pipeline: transformers' name of the pipeline that uses it, and the hub's.
+    """
+
+    peft: str
+    auto: str
+    pipeline: str
+
+
+CAUSAL = Task("CAUSAL_LM", "AutoModelForCausalLM", "text-generation")
+# The training scripts over transformers' own trainer.
+TASKS = {
+    "text_classification": Task("SEQ_CLS", "AutoModelForSequenceClassification", "text-classification"),
+    "token_classification": Task("TOKEN_CLS", "AutoModelForTokenClassification", "token-classification"),
+    "question_answering": Task("QUESTION_ANS", "AutoModelForQuestionAnswering", "question-answering"),
+    "seq2seq": Task("SEQ_2_SEQ_LM", "AutoModelForSeq2SeqLM", "text2text-generation"),
+}
+
+
+def renamed_keys(headless: str, whole: str) -> dict[str, str]:
+    """What `from_pretrained` has to rename in a language model's files, as its key_mapping of regular expressions.
+
+    LlamaForQuestionAnswering and those like it call the model `transformer`, and the files call it `model`.
+
+    Args:
+        headless: base_model_prefix of the class without a head; `whole`: of the class that the files are loaded into.
+    """
+    return {r"^model\.": "transformer."} if (headless, whole) == ("model", "transformer") else {}
+
+
+# The config of each training script, trl's or ours over transformers': module and class.
 CONFIGS = {
     "sft": ("trl.trainer.sft_config", "SFTConfig"),
     "dpo": ("trl.trainer.dpo_config", "DPOConfig"),
@@ -74,6 +114,8 @@ CONFIGS = {
     "cpo": ("trl.experimental.cpo.cpo_config", "CPOConfig"),
     "reward": ("trl.trainer.reward_config", "RewardConfig"),
     "grpo": ("trl.trainer.grpo_config", "GRPOConfig"),
+    **dict.fromkeys(TASKS, ("lorasmith.tasks.config", "TaskConfig")),
+    "seq2seq": ("lorasmith.tasks.config", "Seq2SeqConfig"),
 }
 
 
@@ -83,7 +125,9 @@ def trainer_fields(method: str) -> dict[str, Field]:
     Raises:
         LorasmithError: If the installed trl has no such config, as its experimental ones may come to.
     """
-    bases = (("transformers.training_args", "TrainingArguments"), ("trl.trainer.base_config", "_BaseConfig"))
+    bases = [("transformers.training_args", "TrainingArguments")]
+    bases += [] if method in TASKS else [("trl.trainer.base_config", "_BaseConfig")]
+    bases += [("transformers.training_args_seq2seq", "Seq2SeqTrainingArguments")] if method == "seq2seq" else []
     module, name = CONFIGS[method]
     try:
         return config_fields(*bases, CONFIGS[method])

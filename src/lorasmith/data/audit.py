@@ -25,7 +25,10 @@ class Account:
     """Where every row went: read + unrolled = trained + dropped. Truncated rows are among the trained.
 
     Attributes:
-        unrolled: Rows that came of turning a conversation into one row a turn, beyond the first.
+        unrolled: Rows that came of turning a conversation into one row a turn, or a long context into windows, beyond
+            the first.
+        labelled: Whether a row has a label, and no tokens that the model is to write.
+        notes: More sentences, such as how often each label stands in the rows.
     """
 
     read: int
@@ -37,6 +40,9 @@ class Account:
     supervised_tokens: int = 0
     length_quantiles: dict[str, int] = field(default_factory=dict)
     max_length: int | None = None
+    unrolled_by: str = "unrolling turns"
+    labelled: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def rows_of(self, read: int, refused: list[str]) -> None:
         """Count from the rows that were read, some refused by the template, some unrolled into several."""
@@ -96,17 +102,20 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
     return {name: lengths[min(len(lengths) - 1, int(share * len(lengths)))] for name, share in shares}
 
 
-def too_many(first: str, count: int, lengths: list[int], max_length: int) -> DataError:
+def too_many(
+    first: str, count: int, lengths: list[int], max_length: int, what: str = "rows", key: str = "max_length"
+) -> DataError:
     """The refusal of rows of which too many are too long, with the length that would hold 99 %.
 
     Args:
         first: Place of the first of them.
         lengths: Of all rows, ascending.
+        what: What is too long, by which key of `trainer:`.
     """
     enough = -(-lengths[-(-99 * len(lengths) // 100) - 1] // 8) * 8
     return DataError(
-        f"{first}: {count} of {len(lengths)} rows are over trainer.max_length ({max_length} tokens; the longest has "
-        f"{lengths[-1]}). Set trainer.max_length: {enough}, which holds 99 %, or data.on_too_long: drop or truncate."
+        f"{first}: {count} of {len(lengths)} {what} are over trainer.{key} ({max_length} tokens; the longest has "
+        f"{lengths[-1]}). Set trainer.{key}: {enough}, which holds 99 %, or data.on_too_long: drop or truncate."
     )
 
 
@@ -126,9 +135,16 @@ def account_lines(account: Account) -> list[str]:
     """The account as sentences; without a trained token it is one of prompts, whose answers are written in training."""
     dropped = "".join(f", {count} dropped ({reason})" for reason, count in account.dropped.items())
     truncated = f", {account.truncated} of them truncated" if account.truncated else ""
-    unrolled = f" and {account.unrolled} more by unrolling turns" if account.unrolled else ""
+    unrolled = f" and {account.unrolled} more by {account.unrolled_by}" if account.unrolled else ""
     share = account.supervised_tokens / account.tokens
     q = account.length_quantiles
+    spread = f"a row has {q['min']} to {q['max']} (median {q['median']}, p99 {q['p99']})"
+    if account.labelled:
+        return [
+            f"rows: {account.read} read{unrolled}, {account.trained} trained{truncated}{dropped}",
+            f"tokens: {account.tokens:,}; {spread}",
+            *account.notes,
+        ]
     if not account.supervised_tokens:
         return [
             f"prompts: {account.read} read, {account.trained} kept{dropped}",
@@ -136,8 +152,8 @@ def account_lines(account: Account) -> list[str]:
         ]
     return [
         f"rows: {account.read} read{unrolled}, {account.trained} trained{truncated}{dropped}",
-        f"tokens: {account.tokens:,}, {share:.1%} of them trained; a row has {q['min']} to {q['max']} "
-        f"(median {q['median']}, p99 {q['p99']})",
+        f"tokens: {account.tokens:,}, {share:.1%} of them trained; {spread}",
+        *account.notes,
     ]
 
 
@@ -202,12 +218,17 @@ def _page(
     """audit.html."""
     drawn = f"<figure>{figures.histogram(bins, 'tokens')}<figcaption>Training rows by length.</figcaption></figure>"
     answered = any(account.supervised_tokens for account in accounts.values())
+    labelled = any(account.labelled for account in accounts.values())
     told = ["<p>Trained tokens are <mark>marked</mark>.</p>" if answered else "<p>The answers come in training.</p>"]
+    told = [
+        "<p>Each row with what is to be told of it; labelled tokens are <mark>marked</mark>.</p>"
+    ] * labelled or told
     for row in rows[:SHOWN_ROWS]:
         pieces = (
             f"<mark>{shown(text)}</mark>" if trained else shown(text) for text, trained in _pieces(tokenizer, row)
         )
-        told.append(f'<p>{shown(row.place)}</p><pre dir="auto">{"".join(pieces)}</pre>')
+        wanted = f"<p>&rarr; {shown(row.said)}</p>" if row.said else ""
+        told.append(f'<p>{shown(row.place)}</p><pre dir="auto">{"".join(pieces)}</pre>{wanted}')
     sections = [
         (f"account-{i}", name, "".join(f"<p>{shown(line)}</p>" for line in account_lines(account)))
         for i, (name, account) in enumerate(accounts.items())

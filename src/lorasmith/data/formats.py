@@ -45,6 +45,9 @@ COLUMNS = {
     "marked-text": ("text",),
     "text": ("text",),
 }
+# Another name of prompt+completion, where rows have the columns of no other format: `source` often says where from.
+SOURCE_TARGET = "source+target"
+NEEDED = {**COLUMNS, SOURCE_TARGET: ("source", "target")}
 
 
 def read_rows(
@@ -62,7 +65,7 @@ def read_rows(
         source: Path of a file or folder, or a hub id such as `org/name`.
         subset: Configuration of a hub data set.
         split: Split of a hub data set.
-        kind: A name in COLUMNS, or "auto": the first that fits all rows, else the one that fits most.
+        kind: A name in NEEDED, or "auto": the first that fits all rows, else the one that fits most.
         columns: Our column names to the file's, such as {"question": "problem"}.
         on_bad_row: "error" ends at the first broken row; "drop" leaves all broken rows out and lists them.
 
@@ -132,6 +135,8 @@ def _recognise(found: list[Record], source: str) -> str:
     if fitting["marked-text"] < len(readable):
         del fitting["marked-text"]
     best = max(fitting, key=lambda name: fitting[name])  # the first of equals, so the preferred one
+    if not fitting[best] and any(all(name in value for name in NEEDED[SOURCE_TARGET]) for value in readable):
+        return SOURCE_TARGET
     if not fitting[best]:
         place, value = found[0]
         check_record(value, place)
@@ -157,13 +162,13 @@ def check_record(value: Any, place: str) -> None:
 
 
 def parse_row(kind: str, value: Any, place: str) -> Row:
-    """A checked row out of a record of a kind in COLUMNS.
+    """A checked row out of a record of a kind in NEEDED.
 
     Raises:
         DataError: Naming the place and the field that is wrong.
     """
     check_record(value, place)
-    missing = [column for column in COLUMNS[kind] if column not in value]
+    missing = [column for column in NEEDED[kind] if column not in value]
     if missing:
         raise DataError(f"{place}: field `{missing[0]}` is missing; the rows are {kind}. {DROP}")
     return _PARSERS[kind](value, place)
@@ -238,6 +243,10 @@ def _prompt_completion(record: dict[str, Any], place: str) -> Row:
     return Row(place, prompt=prompt, completion=completion)
 
 
+def _source_target(record: dict[str, Any], place: str) -> Row:
+    return Row(place, prompt=text_field(record, "source", place), completion=text_field(record, "target", place))
+
+
 def _instruction(record: dict[str, Any], place: str) -> Row:
     return _asked(question_text(record, "instruction", place), text_field(record, "output", place), place)
 
@@ -281,4 +290,5 @@ _PARSERS: dict[str, Callable[[dict[str, Any], str], Row]] = {
     "question+answer": _question,
     "marked-text": _marked,
     "text": _plain,
+    SOURCE_TARGET: _source_target,
 }

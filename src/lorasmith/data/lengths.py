@@ -1,6 +1,7 @@
 """How long the rows of a recipe are, from a quick look at the first of them; nothing here loads torch."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lorasmith.data.files import COMPRESSED, records
 from lorasmith.data.formats import check_record, read_rows, renamed
 from lorasmith.data.pairs import Judged, Pair, read_judged, read_pairs
 from lorasmith.data.rows import Row
+from lorasmith.data.task_lengths import outputs_of, read_task, sizes_of
 from lorasmith.errors import DataError
 from lorasmith.hostile import check_template
 from lorasmith.memory.facts import tokenizer_folder
@@ -16,11 +18,13 @@ from lorasmith.memory.methods import METHODS
 from lorasmith.memory.setting import LONGEST_ROWS, Rows
 from lorasmith.recipe import Recipe
 from lorasmith.templates import CHATML
+from lorasmith.upstream import TASKS
 
 LOOKED_AT = 1000  # rows
 HEAD_BYTES = 4 << 20  # of a larger file
 BYTES_A_TOKEN = 4  # of English in a vocabulary of 100,000 words, where no tokenizer is at hand
 ASSUMED_ROWS = 1000  # where no rows are at hand
+ASSUMED_TARGET = 128  # tokens of a target, where the recipe says nothing
 ASSUMED_PROMPT = 512  # tokens of a prompt, where no prompts are at hand and the recipe has no data.max_prompt_length
 
 
@@ -36,7 +40,7 @@ def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
     Raises:
         DataError: If a row that was looked at is broken.
     """
-    reads, sequences = METHODS[method].reads, METHODS[method].sequences
+    reads, sequences = method if method in TASKS else METHODS[method].reads, METHODS[method].sequences
     key = "data.max_prompt_length" if reads == "prompts" else "max_length"
     longest = int((recipe.data.max_prompt_length if reads == "prompts" else recipe.trainer["max_length"]) or 0)
     found: list[Any] = []
@@ -51,7 +55,9 @@ def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
         assumed = longest or (ASSUMED_PROMPT if reads == "prompts" else 1024)
         why = f"no rows here; {ASSUMED_ROWS:,} of {key if longest else f'{assumed:,} tokens'} assumed"
         share = recipe.data.eval is not None or recipe.data.eval_fraction > 0
-        return Rows([assumed] * LONGEST_ROWS, sequences * ASSUMED_ROWS, assumed, assumed, assumed if share else 0, why)
+        count = sequences * ASSUMED_ROWS
+        rows_assumed = Rows([assumed] * LONGEST_ROWS, count, assumed, assumed, assumed if share else 0, why)
+        return _with_targets(rows_assumed, [], recipe, share) if method == "seq2seq" else rows_assumed
     kept = found[:: max(1, len(found) // LOOKED_AT)][:LOOKED_AT]
     sizes, how = _sizes(kept, recipe, reads)
     cut = [min(size, longest) if longest else size for size, _ in sizes]
@@ -62,7 +68,20 @@ def sampled_rows(recipe: Recipe, method: str = "sft") -> Rows:
     looked = "all rows" if complete else f"{len(kept):,} rows looked at, the longest taken as {key}"
     supervised = min(top, max(trained for _, trained in sizes))
     prompt = min(top, max(size - trained for size, trained in sizes))
+    if method in TASKS:
+        labels = outputs_of(kept, recipe, method)
+        train = round(train * len(sizes) / len(kept))  # a question may be several windows
+        found_rows = Rows(cut, train, top, top, evaluates, f"{looked}, {how}", labels=labels)
+        targets = [target for _, target in sizes]
+        return _with_targets(found_rows, targets, recipe, evaluates > 0) if method == "seq2seq" else found_rows
     return Rows(cut, train, top, supervised, evaluates, f"{looked}, {how}", prompt)
+
+
+def _with_targets(rows: Rows, targets: list[int], recipe: Recipe, evaluates: bool) -> Rows:
+    """Sources with the tokens of their targets, all as long as they may be where none is at hand."""
+    longest = int(recipe.trainer.get("max_target_length") or 0) or ASSUMED_TARGET
+    cut = [min(one, longest) for one in targets] or [longest] * len(rows.lengths)
+    return replace(rows, targets=tuple(cut), target=max(cut), eval_target=max(cut) if evaluates else 0)
 
 
 def _head(path: Path, recipe: Recipe, reads: str) -> tuple[list[Any], int, bool]:
@@ -90,6 +109,8 @@ def _head(path: Path, recipe: Recipe, reads: str) -> tuple[list[Any], int, bool]
 def _read(path: Path, recipe: Recipe, reads: str) -> list[Any]:
     section = recipe.data
     options: dict[str, Any] = {"columns": section.columns, "on_bad_row": section.on_bad_row}
+    if reads in TASKS:
+        return read_task(str(path), recipe, reads)
     if reads == "prompts":
         return list(_asked(path, recipe))
     if reads == "rows":
@@ -121,6 +142,8 @@ def _sizes(rows: list[Any], recipe: Recipe, reads: str) -> tuple[list[tuple[int,
     folder = tokenizer_folder(recipe.model.name, recipe.model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         why = f"{BYTES_A_TOKEN} bytes a token, for want of the tokenizer"
+        if reads in TASKS:
+            return sizes_of(rows, recipe, reads, None), why
         return [size for row in rows for size in _sizes_by_bytes(row)], why
     from transformers import PreTrainedTokenizerFast
 
@@ -129,6 +152,8 @@ def _sizes(rows: list[Any], recipe: Recipe, reads: str) -> tuple[list[tuple[int,
     from lorasmith.data.render import tokenize
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if reads in TASKS:
+        return sizes_of(rows, recipe, reads, tokenizer), "its own tokenizer"
     if recipe.model.chat_template == "chatml":
         tokenizer.chat_template = CHATML
     elif recipe.model.chat_template is not None:

@@ -155,15 +155,33 @@ def template_contract(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, obje
     return contract
 
 
+def plain_contract(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
+    """Token ids of the golden conversations' turns as plain text with special tokens, which is what encoders read."""
+    texts = list(dict.fromkeys(message["content"] for messages in GOLDEN for message in messages))
+    return [{"text": text, "ids": list(tokenizer(text)["input_ids"])} for text in texts]
+
+
+def keeps_contract(tokenizer: PreTrainedTokenizerBase, contract: list[dict[str, object]], where: str) -> bool:
+    """Whether `check_contract` passes."""
+    try:
+        check_contract(tokenizer, contract, where)
+    except DataError:
+        return False
+    return True
+
+
 def check_contract(tokenizer: PreTrainedTokenizerBase, contract: list[dict[str, object]], where: str) -> None:
     """Refuse a tokenizer that renders otherwise than the one an adapter was trained with.
 
     Raises:
         DataError: Naming the first conversation and token that differ.
     """
-    now = {json.dumps(one["messages"]): one["ids"] for one in template_contract(tokenizer)}
+    plain = any("text" in one for one in contract)
+    key = "text" if plain else "messages"
+    made = plain_contract(tokenizer) if plain else template_contract(tokenizer)
+    now = {json.dumps(one[key]): one["ids"] for one in made}
     for number, one in enumerate(contract, 1):
-        before, after = one["ids"], now.get(json.dumps(one["messages"]), [])
+        before, after = one["ids"], now.get(json.dumps(one[key]), [])
         assert isinstance(before, list)
         assert isinstance(after, list)
         if before != after:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lorasmith.data.answers import Said, as_messages, asked_in, divided, last_answer, one_answer, transcript
-from lorasmith.data.files import records
+from lorasmith.data.files import Record, records
 from lorasmith.data.formats import check_record, renamed
 from lorasmith.data.messages import DROP, checked_messages, checked_text, checked_tools, named_kind, trained_turns
 from lorasmith.data.rows import ASSISTANT
@@ -125,9 +125,16 @@ def found_in(
     Raises:
         DataError: At the first record that is broken, unless `on_bad_row` is "drop", or if no row is left.
     """
+    return found_among(parse, records(source, subset, split), source, columns, on_bad_row)
+
+
+def found_among(
+    parse: Callable[[Any, str], T], given: Iterable[Record], source: str, columns: dict[str, str], on_bad_row: str
+) -> Found[T]:
+    """What given records of a source are parsed to, as `found_in` does with all of them."""
     rows: list[T] = []
     rejected: list[str] = []
-    for place, value in records(source, subset, split):
+    for place, value in given:
         try:
             rows.append(parse(renamed(value, columns), place))
         except DataError as error:

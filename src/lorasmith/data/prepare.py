@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.console import say
+from lorasmith.console import plain, say
 from lorasmith.data.audit import SHOWN_ROWS, Account, account_lines, fingerprint, fit_lengths, marked
 from lorasmith.data.cache import tokenize_cached
 from lorasmith.data.formats import read_rows
@@ -164,13 +164,17 @@ def prepare(
 def show(tokenizer: PreTrainedTokenizerBase, rows: list[TokenRow]) -> None:
     """Rows as the model sees them, the trained tokens green on a terminal and in brackets elsewhere."""
     coloured = sys.stdout.isatty()
-    trained = f", trained tokens {'in green' if coloured else 'in brackets'}" if any(r.supervised for r in rows) else ""
-    say(f"{len(rows)} {'rows' if trained else 'prompts'} as the model sees them{trained}:")
+    labelled = any(row.said for row in rows)
+    kind = "labelled" if labelled else "trained"
+    trained = f", {kind} tokens {'in green' if coloured else 'in brackets'}" if any(r.supervised for r in rows) else ""
+    say(f"{len(rows)} {'rows' if trained or labelled else 'prompts'} as the model sees them{trained}:")
     marks = ("\033[32m", "\033[0m") if coloured else ("[", "]")
     for row in rows:
         say(f"  {row.place}")
         text = marked(tokenizer, row, *marks, longest=SHOWN_CHARACTERS)
         say("    " + text.rstrip("\n").replace("\n", "\n    "))
+        if row.said:
+            say(f"    -> {plain(row.said)}")
 
 
 def as_dataset(rows: list[TokenRow]) -> Dataset:

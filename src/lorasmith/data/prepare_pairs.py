@@ -52,6 +52,13 @@ def read_and_divide(
     """
     if section.format != "auto" or section.train_on != "assistant":
         raise DataError(f"data.format and data.train_on are for sft.py; {known}.")
+    return read_each(section, seed, reader, kind)
+
+
+def read_each(
+    section: Data, seed: int, reader: Callable[..., Found[R]], kind: str
+) -> tuple[list[R], list[R], list[str]]:
+    """Rows from all sources of the recipe, as `divide` gives them; the arguments are those of `read_and_divide`."""
 
     def read(source: str, purpose: str = "") -> tuple[list[R], list[str]]:
         found = reader(source, section.subset, section.split, columns=section.columns, on_bad_row=section.on_bad_row)

@@ -48,6 +48,11 @@ class TokenRow:
     labels: Ids
 
     @property
+    def said(self) -> str:
+        """What is to be told of the row, where that is no tokens of it."""
+        return ""
+
+    @property
     def supervised(self) -> int:
         """How many tokens are trained."""
         return len(self.labels) - self.labels.count(IGNORED)

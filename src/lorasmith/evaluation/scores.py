@@ -1,14 +1,17 @@
 """Losses and greedy answers of a causal model, in flat memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.console import track
+from lorasmith.evaluation.answering import answers
 
 IGNORED = -100
+BATCH_TOKENS = 4096  # of a batch, padding counted; beyond, a CPU gains nothing
+BATCH_LOGITS = 1 << 28  # numbers, 1 GiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,23 +22,38 @@ class RowLoss:
     tokens: int
 
 
-@torch.no_grad()
 def row_losses(
-    model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], pad_id: int, batch: int
+    model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], pad_id: int, batch: int | None = None
 ) -> list[RowLoss]:
-    """Loss of each row on its supervised tokens.
+    """Loss of each row on its supervised tokens; the arguments are `losses_as_read`'s."""
+    found = dict(track(losses_as_read(model, rows, pad_id, batch), "rows scored", total=len(rows)))
+    return [found[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def losses_as_read(
+    model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, batch: int | None = None
+) -> Iterator[tuple[int, RowLoss]]:
+    """Loss of each row on its supervised tokens, batch by batch, the longest rows first.
 
     Logits are computed only at positions that predict a supervised token, one batch at a time, and never gathered.
 
     Args:
         rows: (input ids, labels) of each row; labels are IGNORED where unsupervised.
-        batch: Rows per forward pass.
+        batch: Rows per forward pass; None: as many as BATCH_TOKENS and BATCH_LOGITS have room for.
+
+    Yields:
+        The index of a row and its loss.
     """
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-    found: dict[int, RowLoss] = {}
-    for chosen in track([order[i : i + batch] for i in range(0, len(order), batch)], "batches scored"):
-        longest = len(rows[chosen[0]][0])
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    start = 0
+    while start < len(order):
+        longest = len(rows[order[start]][0])
+        most = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // longest
+        chosen = order[start : start + (batch or max(1, most))]
+        start += len(chosen)
         ids = torch.full((len(chosen), longest), pad_id)
         labels = torch.full((len(chosen), longest), IGNORED)
         mask = torch.zeros((len(chosen), longest), dtype=torch.long)
@@ -51,57 +69,23 @@ def row_losses(
             attention_mask=mask.to(model.device),
             logits_to_keep=positions.to(model.device),
             use_cache=False,
-        ).logits.cpu()
-        kept = targets[:, positions]
+        ).logits
+        kept = targets[:, positions].to(logits.device)
         nats = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), kept.flatten(), ignore_index=IGNORED, reduction="none"
         ).view(kept.shape)
-        for at, index in enumerate(chosen):
-            count = int((kept[at] != IGNORED).sum())
-            found[index] = RowLoss(float(nats[at].double().sum()), count)
-    return [found[i] for i in range(len(rows))]
+        sums, counts = nats.double().sum(1).tolist(), (kept != IGNORED).sum(1).tolist()
+        yield from ((index, RowLoss(sums[at], counts[at])) for at, index in enumerate(chosen))
 
 
-@torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     max_new_tokens: int,
-    batch: int,
+    batch: int | None = None,
 ) -> list[str]:
-    """What the model answers to each prompt, most likely token first, up to a stop token.
-
-    Args:
-        prompts: Token ids of each prompt, the assistant's turn already opened.
-        batch: Prompts per generation, padded on the left.
-    """
-    model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers: dict[int, str] = {}
-    for chosen in track([order[i : i + batch] for i in range(0, len(order), batch)], "batches answered"):
-        longest = len(prompts[chosen[0]])
-        ids = torch.full((len(chosen), longest), tokenizer.pad_token_id)
-        mask = torch.zeros((len(chosen), longest), dtype=torch.long)
-        for at, index in enumerate(chosen):
-            length = len(prompts[index])
-            ids[at, longest - length :] = torch.tensor(prompts[index])
-            mask[at, longest - length :] = 1
-        out = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-        answers |= dict(zip(chosen, texts, strict=True))
-    return [answers[i] for i in range(len(prompts))]
-
-
-def exact_matches(answers: Sequence[str], expected: Sequence[str]) -> list[bool]:
-    """Whether each answer is the expected text, white space at both ends aside."""
-    return [answer.strip() == wanted.strip() for answer, wanted in zip(answers, expected, strict=True)]
+    """What the model answers to each prompt, in their order; the arguments are `answering.answers`'."""
+    found = answers(model, tokenizer, prompts, max_new_tokens, batch)
+    by_index = dict(track(found, "rows answered", total=len(prompts)))
+    return [by_index[i] for i in range(len(prompts))]

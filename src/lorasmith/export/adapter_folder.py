@@ -17,7 +17,12 @@ TOKENIZER_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "chat_template.json", "additional_chat_templates/*.jinja",
 )  # fmt: skip
-KEPT = (*TOKENIZER_FILES, "template_contract.json", "private/eval_rows.jsonl")  # true of an adapter's successors too
+KEPT = (
+    *TOKENIZER_FILES,
+    "template_contract.json",
+    "task.json",
+    "private/eval_rows.jsonl",
+)  # true of an adapter's successors too
 
 
 @contextmanager

@@ -132,12 +132,16 @@ def _record_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
+NO_GAINS = ("perplexity", "general_loss")  # scores whose rise is no gain; a loss stands in where there is no other
+
+
 def _best_score(evaluations: Any) -> tuple[str, float, float] | None:
     """The score that gained most, with its base's and the adapter's value; a loss only where there is no other."""
     scores = [
         (name, score["base"], score["adapter"])
         for one in (evaluations if isinstance(evaluations, list) else [])
         for name, score in record_at(one, "scores").items()
+        if name not in NO_GAINS and not name.startswith("bias_")
         if isinstance(value_at(score, "base"), int | float) and isinstance(value_at(score, "adapter"), int | float)
     ]
     return max(scores, key=lambda one: (one[0] != "loss", one[2] - one[1]), default=None)

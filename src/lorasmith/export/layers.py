@@ -1,20 +1,23 @@
 """A model without weights that carries adapters, and peft's own arithmetic applied to one base tensor at a time."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from peft import PeftModel
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from lorasmith.errors import DivergedError, ModelError
+from lorasmith.upstream import CAUSAL, TASKS, renamed_keys
 
 COMBINATIONS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"
@@ -43,27 +46,33 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
-def kind_of(labels: int) -> Any:
-    """transformers' class for a model that gives tokens (0 labels) or for a classifier."""
-    return AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+def kind_of(task: str) -> Any:
+    """transformers' class for a task of `upstream.TASKS`; "": a language model."""
+    return getattr(transformers, (TASKS[task] if task else CAUSAL).auto)
 
 
-def skeleton(base: Path, rows: int, labels: int = 0) -> Skeleton:
+def has_head(task: str) -> bool:
+    """Whether an adapter for a task brings a head, which stands in place of the layer that gives tokens."""
+    return bool(task) and TASKS[task].peft not in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+
+
+def skeleton(base: Path, rows: int, task: str = "", settings: dict[str, Any] | None = None) -> Skeleton:
     """The base without its weights.
 
     Args:
         rows: Embedding rows that the tokenizer needs; more than the model's are added.
-        labels: Outputs of a classifier's head, which then stands in place of the one that gives tokens.
+        task: What it is for, a key of `upstream.TASKS`; "": a language model.
+        settings: Of its configuration, such as num_labels.
 
     Raises:
         ModelError: If the base is quantized already.
     """
-    config = AutoConfig.from_pretrained(base, **({"num_labels": labels} if labels else {}))
+    config = AutoConfig.from_pretrained(base, **(settings or {}))
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{base}: is quantized already. Merge into the model that it was made from.")
     with init_empty_weights(include_buffers=False):
         # In 16 bit peft would round the adapter's matrices to that while it loads them.
-        model: PreTrainedModel = kind_of(labels).from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = kind_of(task).from_config(config, dtype=torch.float32)
     if rows > embedding_rows(model):
         model.resize_token_embeddings(rows, mean_resizing=False)
     names = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
@@ -172,10 +181,21 @@ class Layers:
     def name_of(self, key: str) -> str:
         """The model's own name for a tensor of a checkpoint, which may lack or add the prefix of the headless model."""
         prefix = self.model.base_model_prefix
-        for name in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")):
+        for name in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}."), self.renamed(key)):
             if name in self.names:
                 return name
         return key
+
+    def renamed(self, key: str) -> str:
+        """The name by which a tensor of a checkpoint has to be written, so that the model's class reads it."""
+        for old, new in self.renamed_keys.items():
+            key = re.sub(old, new, key)
+        return key
+
+    @property
+    def renamed_keys(self) -> dict[str, str]:
+        """transformers' key_mapping of the base's files."""
+        return renamed_keys(self.model.base_model.base_model_prefix, self.model.base_model_prefix)
 
     def touches(self, name: str) -> bool:
         """Whether the adapters change a tensor."""

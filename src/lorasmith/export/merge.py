@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from lorasmith.console import say
 from lorasmith.errors import DivergedError, FitError
 from lorasmith.export import tensors
 from lorasmith.export.engines import listed
-from lorasmith.export.layers import Layers, Skeleton, embedding_rows, kind_of, skeleton, with_adapters
+from lorasmith.export.layers import Layers, Skeleton, embedding_rows, has_head, kind_of, skeleton, with_adapters
 from lorasmith.memory.machine import free_disk
+from lorasmith.upstream import UNQUANTIZED
 
 JOURNAL = "merge.json"
 SHARD = "5GB"
@@ -41,7 +42,8 @@ class Merge:
         quantization: none; or nf4, fp4 or int8: the base becomes what training saw, quantized and back.
         trained_dtype: In which it was quantized.
         dtype: Of the result; None: as the base is stored.
-        labels: Outputs of the head that a classifier's adapter brings; 0: the model gives tokens.
+        task: What the adapter is for, a key of `upstream.TASKS`; "": a language model.
+        settings: Of the configuration for that task, such as num_labels and id2label.
     """
 
     base: Path
@@ -52,14 +54,15 @@ class Merge:
     quantization: str = "none"
     trained_dtype: torch.dtype = torch.float32
     dtype: torch.dtype | None = None
-    labels: int = 0
+    task: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Hash of everything that decides the result, so that a merge is only gone on with as it was begun."""
         settings = (self.combination, self.density, self.quantization, self.trained_dtype, self.dtype)
         digest = hashlib.sha256(f"{torch.__version__} {self.fingerprint} {settings}".encode())
-        digest.update(f"{self.labels} labels".encode() if self.labels else b"")
+        digest.update(f"{self.task} {self.settings}".encode() if self.task else b"")
         for folder, weight in self.adapters:
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 digest.update((folder / name).read_bytes())
@@ -84,8 +87,8 @@ def merge(what: Merge, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     part = out.with_name(f"{out.name}.part")
     done = _begin(part, what.key)
     with torch.no_grad():
-        bare = skeleton(what.base, len(tokenizer), what.labels)
-        quantized = _quantized_weights(bare, what.quantization)
+        bare = skeleton(what.base, len(tokenizer), what.task, what.settings)
+        quantized = _quantized_weights(bare, what)
         layers = Layers(with_adapters(bare.model, what.adapters, what.combination, what.density), bare)
         files = _plan(what, weights, layers)
         _check_disk(part, files, done)
@@ -94,7 +97,7 @@ def merge(what: Merge, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
             _stream(_Base(what, weights, layers, quantized), files, part, done)
         else:
             say("merge: the model names its weights otherwise than its files do, so it is merged in memory")
-            _in_memory(what, layers.unties, quantized, len(tokenizer), part)
+            _in_memory(what, layers, quantized, len(tokenizer), part)
     _write_settings(what, layers, tokenizer, part)
     if out.exists():
         shutil.rmtree(out)
@@ -136,16 +139,16 @@ def _plan(what: Merge, weights: tensors.Weights, layers: Layers) -> dict[str, li
         files[file] = []
         for entry in entries:
             name = layers.name_of(entry.name)
-            if what.labels and name not in layers.names:
+            if has_head(what.task) and name not in layers.names:
                 continue
             dtype = what.dtype if what.dtype is not None and entry.dtype.is_floating_point else entry.dtype
             shape = entry.shape
             if name in (embedding, head):
                 shape = (max(shape[0], layers.rows), *shape[1:])
-            files[file].append(_Planned(entry.name, name, entry, dtype, shape))
+            files[file].append(_Planned(layers.renamed(entry.name), name, entry, dtype, shape))
             if layers.unties and name == embedding and head not in names:
                 files[file].append(_Planned(head, head, entry, dtype, shape))
-    if what.labels:
+    if has_head(what.task):
         files = {file: plan for file, plan in files.items() if plan}
         stored = [one.dtype for plan in files.values() for one in plan if one.dtype.is_floating_point]
         most, last = max(set(stored), key=stored.count), next(reversed(files))
@@ -213,15 +216,16 @@ def _stream(base: _Base, files: dict[str, list[_Planned]], part: Path, done: dic
     tensors.write_index(part, written, sum(one.size for plan in files.values() for one in plan))
 
 
-def _in_memory(what: Merge, unties: bool, quantized: dict[str, bool], rows: int, part: Path) -> None:
+def _in_memory(what: Merge, layers: Layers, quantized: dict[str, bool], rows: int, part: Path) -> None:
     """The merge by peft's merge_and_unload, for models whose files must be converted to load (fused experts)."""
     dtype = what.dtype or "auto"
-    options: dict[str, Any] = {"num_labels": what.labels} if what.labels else {}
-    options |= {"dtype": dtype, "use_safetensors": True}
-    model: PreTrainedModel = kind_of(what.labels).from_pretrained(what.base, **options)
+    options: dict[str, Any] = {**what.settings, "dtype": dtype, "use_safetensors": True}
+    if what.task == "question_answering":
+        options["key_mapping"] = layers.renamed_keys
+    model: PreTrainedModel = kind_of(what.task).from_pretrained(what.base, **options)
     if rows > embedding_rows(model):
         model.resize_token_embeddings(rows)
-    if unties:  # peft would write the embeddings' update into the head as well
+    if layers.unties:  # peft would write the embeddings' update into the head as well
         head: Any = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
@@ -258,12 +262,13 @@ def as_trained(tensor: torch.Tensor, quantization: str, dtype: torch.dtype, is_t
     return back.T if is_transposed else back
 
 
-def _quantized_weights(bare: Skeleton, quantization: str) -> dict[str, bool]:
+def _quantized_weights(bare: Skeleton, what: Merge) -> dict[str, bool]:
     """The weights that transformers would quantize, by name, and whether each is stored transposed."""
-    if quantization == "none":
+    if what.quantization == "none":
         return {}
     full = list(bare.model._keep_in_fp32_modules or ())
-    kept = HfQuantizer.get_modules_to_not_convert(bare.model, None, full)
+    heads = list(UNQUANTIZED) if has_head(what.task) else None
+    kept = HfQuantizer.get_modules_to_not_convert(bare.model, heads, full)
     return {
         f"{name}.weight": isinstance(module, Conv1D)
         for name, module in bare.model.named_modules()
@@ -327,11 +332,11 @@ def _write_settings(what: Merge, layers: Layers, tokenizer: PreTrainedTokenizerB
     config.dtype = max(set(stored), key=stored.count)
     if config.model_type == "gpt2":
         config.n_ctx = config.n_positions  # llama.cpp's converter asks for it; transformers 5 leaves it out
-    if what.labels:
+    if what.task:
         config.architectures = [type(layers.model).__name__]
         config.get_text_config().pad_token_id = tokenizer.pad_token_id  # the head is read at the last other token
     config.save_pretrained(part)
-    if not what.labels:
+    if not has_head(what.task):
         _write_generation(what, config, tokenizer, part)
     tokenizer.save_pretrained(part)
     if (what.base / "tokenizer.model").is_file():

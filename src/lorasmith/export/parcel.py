@@ -25,7 +25,7 @@ from lorasmith.export.clinic import absolute_paths, require_sound
 ENDING = ".lora.tar.gz"
 MANIFEST = "manifest.json"
 PACKED = (
-    WEIGHTS, CONFIG, *TOKENIZER_FILES, "README.md", "LICENSE", "run.json", "recipe.yaml", "metrics.jsonl",
+    WEIGHTS, CONFIG, *TOKENIZER_FILES, "README.md", "LICENSE", "run.json", "task.json", "recipe.yaml", "metrics.jsonl",
     "template_contract.json", "audit.json", "plots/*.png",
 )  # fmt: skip
 MOST_FILES = 1000

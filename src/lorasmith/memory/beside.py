@@ -7,7 +7,8 @@ from typing import Any
 from lorasmith import upstream
 from lorasmith.errors import LorasmithError
 from lorasmith.memory import facts
-from lorasmith.memory.peak import GIB, Setting, base_bytes
+from lorasmith.memory.conditions import Setting
+from lorasmith.memory.peak import GIB, base_bytes
 from lorasmith.memory.shapes import read_shape
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_file import read_recipe

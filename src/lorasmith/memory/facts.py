@@ -41,6 +41,12 @@ def known_models() -> dict[str, dict[str, Any]]:
     return json.loads(FACTS.read_text(encoding="utf-8"))["models"]
 
 
+@cache
+def task_models() -> dict[str, dict[str, Any]]:
+    """The same of encoders and encoder-decoders, without a number of parameters."""
+    return json.loads(FACTS.read_text(encoding="utf-8"))["tasks"]
+
+
 def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str]:
     """A model's configuration and where it was found.
 
@@ -51,8 +57,9 @@ def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str]
     folder = Path(name)
     if folder.is_dir() or name.startswith((".", "/", "~")):
         return _read(folder / "config.json"), str(folder / "config.json")
-    if name in known_models():
-        return known_models()[name], f"config.json of {name}, kept here"
+    for known in (known_models(), task_models()):
+        if name in known:
+            return known[name], f"config.json of {name}, kept here"
     return _read(_from_hub(name, revision)), f"config.json of {name}"
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorasmith.memory.conditions import Setting
 from lorasmith.memory.methods import SFT, Method
-from lorasmith.memory.peak import Memory, Setting, plan_memory
-from lorasmith.memory.shapes import Shape
+from lorasmith.memory.peak import Memory, plan_memory
+from lorasmith.memory.shape import Shape
 from lorasmith.memory.speed import Rate, tokens_per_second, update_seconds
 
 LARGEST_MICRO_BATCH = 64  # rows that a search tries

@@ -6,7 +6,7 @@ Counted as read in transformers 5.23 (generate, DynamicCache, sdpa) and peft 0.2
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorasmith.memory.shapes import Linear, Shape
+from lorasmith.memory.shape import Linear, Shape
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import group_size
 

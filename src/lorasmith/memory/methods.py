@@ -14,24 +14,29 @@ class Method:
         name: Of the script, a key of `upstream.CONFIGS`.
         reads: rows, pairs (a row is two sequences), judged, or prompts, whose completions it makes itself.
         least: Rows of the smallest micro-batch.
-        loss: tiles: over some logits at a time; score: one number a sequence.
+        loss: tiles: over some logits at a time; score: one number a sequence; classes: of rows or tokens; words: over
+            all logits of a target at once.
         chunked_loss: Whether speed.chunked_loss replaces trl's tiles.
         frozen_cache: Whether speed.frozen_cache keeps what frozen blocks give.
         reference: Whether the reference reads each batch too, without gradients, while the policy's activations are
             held, and keeps a copy of an adapter that is no new one.
         mixed: Whether policy and reference read the answers behind other prompts besides, without gradients.
         prompts_scored: Whether all tokens of the preferred sequence are in the loss, not its answer's alone.
+        padded: Whether the rows of a micro-batch are always filled up to the longest.
+        of_rows: Whether a head reads whole rows, not each token.
     """
 
     name: str
     reads: Literal["rows", "pairs", "judged", "prompts"] = "rows"
     least: int = 1
-    loss: Literal["tiles", "score"] = "tiles"
+    loss: Literal["tiles", "score", "classes", "words"] = "tiles"
     chunked_loss: bool = True
     frozen_cache: bool = False
     reference: bool = False
     mixed: bool = False
     prompts_scored: bool = False
+    padded: bool = False
+    of_rows: bool = False
 
     @property
     def sequences(self) -> int:
@@ -45,8 +50,8 @@ class Method:
 
     @property
     def offloads(self) -> bool:
-        """Whether its trl config can keep activations in the computer's memory."""
-        return upstream.offloads(self.name)
+        """Whether its config can keep activations in the computer's memory, as transformers' own cannot."""
+        return not self.padded and upstream.offloads(self.name)
 
 
 SFT = Method("sft", frozen_cache=True)
@@ -60,5 +65,9 @@ METHODS = {
         Method("cpo", "pairs"),
         Method("reward", "pairs", loss="score", chunked_loss=False),
         Method("grpo", "prompts"),
+        Method("text_classification", loss="classes", chunked_loss=False, padded=True, of_rows=True),
+        Method("token_classification", loss="classes", chunked_loss=False, padded=True),
+        Method("question_answering", loss="classes", chunked_loss=False, padded=True),
+        Method("seq2seq", loss="words", chunked_loss=False, padded=True),
     )
 }

@@ -8,12 +8,13 @@ from typing import Any
 from lorasmith import upstream
 from lorasmith.errors import FitError, ModelError, RecipeError
 from lorasmith.memory import fit
+from lorasmith.memory.conditions import Setting
 from lorasmith.memory.fit import Proposal, Workload
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, SFT, Method
-from lorasmith.memory.peak import GIB, Memory, Setting, plan_memory
+from lorasmith.memory.peak import GIB, Memory, plan_memory
 from lorasmith.memory.setting import Rows, setting_of
-from lorasmith.memory.shapes import Shape
+from lorasmith.memory.shape import Shape
 from lorasmith.memory.speed import keep_machine_facts, machine_facts, update_seconds
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import group_size
@@ -267,7 +268,9 @@ def with_length(recipe: Recipe, positions: int | None, method: str = "sft") -> t
         if positions is not None and wanted is not None and wanted > positions:
             raise ModelError(f"trainer.max_length is `{wanted}`; the model has {positions} positions. Lower it.")
         return recipe, "as the recipe says"
-    length, why = int(upstream.trainer_fields("sft")["max_length"].default), "trl's default"
+    own = METHODS[method].padded
+    length = int(upstream.trainer_fields(method if own else "sft")["max_length"].default)
+    why = "the script's default" if own else "trl's default"
     if positions is not None and positions < length:
         length, why = positions, f"the model has {positions} positions"
     return recipe.model_copy(update={"trainer": {**recipe.trainer, "max_length": length}}), why

@@ -7,11 +7,11 @@ from pathlib import Path
 from lorasmith import upstream
 from lorasmith.errors import ModelError
 from lorasmith.memory.beside import models_beside
+from lorasmith.memory.conditions import Setting
 from lorasmith.memory.fit import CHECKPOINTING, LARGEST_MICRO_BATCH
 from lorasmith.memory.generation import generation_of
 from lorasmith.memory.methods import SFT, Method
-from lorasmith.memory.peak import Setting
-from lorasmith.memory.shapes import Shape
+from lorasmith.memory.shape import Shape
 from lorasmith.recipe import LORA_METHODS, Recipe
 
 EMBEDDINGS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")
@@ -34,6 +34,10 @@ class Rows:
         why: Where the lengths come from.
         prompt: Tokens before the first trained one, at most; 0: not known.
         pairs: Tokens of each pair, what its sequences share counted once; empty: not known.
+        targets: Tokens of the target of each row of `lengths`, which are its source's; empty: rows have none.
+        target: Tokens of the longest target, 0 without.
+        eval_target: Tokens of the longest to evaluate on, 0 without.
+        labels: Outputs of a classifier.
     """
 
     lengths: list[int]
@@ -44,6 +48,10 @@ class Rows:
     why: str
     prompt: int = 0
     pairs: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
+    target: int = 0
+    eval_target: int = 0
+    labels: int = 2
 
     @property
     def mean(self) -> float:
@@ -78,7 +86,8 @@ def setting_of(
         rank, targets = int(saved.get("r") or rank), saved.get("target_modules") or targets
     if method not in LORA_METHODS:
         notes.append(f"adapter.method {method} is planned as LoRA of rank {rank}")
-    chosen = shape.targets(targets, options.get("exclude_modules"))
+    excluded = options.get("exclude_modules")
+    chosen = shape.targets(targets, excluded)
     layers = options.get("layers_to_transform")
     adapted = shape.layers if layers is None else len(layers) if isinstance(layers, list) else 1
     below = 0 if layers is None else min(layers) if isinstance(layers, list) else int(layers)
@@ -89,6 +98,8 @@ def setting_of(
     referred = by.reference or (by.generates and bool(trainer.get("beta")))
     copied = referred and (whole > 0 or keeps_copy(recipe))
     whole += shape.hidden * (by.loss == "score")
+    head = shape.head_weights(rows.labels, by.of_rows) if by.loss == "classes" else 0
+    whole += head
     optimizer = str(trainer.get("optim", upstream.trainer_fields("sft")["optim"].default))
     packing = bool(trainer.get("packing"))
     longest = rows.longest
@@ -99,7 +110,7 @@ def setting_of(
     dtype = recipe.model.dtype if recipe.model.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
     apart = attention == "sdpa" or attention.startswith("flash_attention")
-    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS
+    flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS and not by.padded
     keeps_states = below > 0 and flat and recipe.speed.frozen_cache and by.frozen_cache and processes == 1
     mixed = by.mixed and trainer.get("loss_type", "kto") == "kto"
     lengths, made = sorted(rows.lengths, reverse=True)[:LONGEST_ROWS], None
@@ -148,8 +159,22 @@ def setting_of(
         device=device,
         processes=processes,
         generation=made,
+        target=rows.target,
+        target_share=sum(rows.targets) / len(rows.targets) / max(1.0, rows.mean) if rows.targets else 0.0,
+        eval_target=rows.eval_target,
+        beams=_beams(recipe) if rows.eval_target else 0,
+        decoder_targets=shape.decoder.targets(targets, excluded) if shape.decoder is not None else (),
+        outside=shape.outside if targets == "all-linear" else (),
+        head=head,
     )
     return setting, tuple(notes)
+
+
+def _beams(recipe: Recipe) -> int:
+    """Targets of a row that seq2seq.py's evaluation writes side by side; 0: it writes none."""
+    if recipe.task.answered_rows == 0:
+        return 0
+    return int(recipe.trainer.get("generation_num_beams") or 1)
 
 
 def keeps_copy(recipe: Recipe) -> bool:

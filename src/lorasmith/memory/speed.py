@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasmith.memory.conditions import Setting
 from lorasmith.memory.generation import cache_bytes
-from lorasmith.memory.peak import Setting
-from lorasmith.memory.shapes import Shape
+from lorasmith.memory.shape import Shape
 from lorasmith.user_cache import user_cache
 
 SHARE_OF_PEAK = 0.30  # of a card's data sheet, assumed; torchtune reports 34 to 56 % with packed rows
@@ -105,7 +105,8 @@ def cpu_rate(threads: int) -> Rate:
 
 
 def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervised: float = 1.0) -> float:
-    """Arithmetic of one trained token, forward and backward, recomputation included.
+    """Arithmetic of one trained token, forward and backward, recomputation included; of an encoder-decoder's source
+    with its share of the target.
 
     Args:
         mean_length: Tokens of the row that a mean token stands in.
@@ -113,12 +114,25 @@ def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervis
     """
     linear = 2.0 * shape.used_weights
     only_trained = setting.chunked_loss or setting.device == "cuda"
-    head = 2.0 * shape.vocab * shape.hidden * (supervised if only_trained else 1.0) * (setting.loss != "score")
-    attention = 2.0 * mean_length * shape.layers * shape.heads * shape.head_dim
-    adapter = 2.0 * setting.adapter_weights(shape)
+    scored = setting.loss not in ("score", "classes") and shape.decoder is None
+    head = 2.0 * shape.vocab * shape.hidden * (supervised if only_trained else 1.0) * scored
+    # Half of the pairs where tokens see those before them alone.
+    seen = mean_length if shape.window is None or shape.causal else min(mean_length, shape.window)
+    attention = (2.0 if shape.causal else 4.0) * seen * shape.layers * shape.heads * shape.head_dim
+    decoder_adapter = setting.decoder_adapter_weights(shape)
+    adapter = 2.0 * (setting.adapter_weights(shape) - decoder_adapter)
+    if shape.decoder is not None:
+        written, share = shape.decoder, setting.target_share
+        read = sum(one.weights for one in written.linears if one.reads == "source") * written.layers
+        wide = written.layers * written.heads * written.head_dim
+        linear += 2.0 * (read + share * (written.used_weights - read))
+        attention += share * wide * mean_length * (2.0 * share + 4.0)
+        adapter += 2.0 * share * decoder_adapter
+        head = 2.0 * shape.vocab * shape.hidden * share
     forward = linear + attention + adapter
     # trl's loss projects once forward and twice backward; frozen weights need no gradient of their own.
-    total = forward + linear + 2 * attention + 2 * adapter + (2 if setting.chunked_loss else 3) * head
+    projected = 2 if setting.chunked_loss or setting.loss == "words" else 3
+    total = forward + linear + 2 * attention + 2 * adapter + projected * head
     total += setting.readings * (linear + attention + head)
     return total + forward * setting.recomputed(shape.layers) / shape.layers
 
@@ -126,16 +140,18 @@ def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervis
 def micro_batch_seconds(shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float) -> float:
     """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, and the blocks' overhead."""
     passes = 2 + setting.readings + setting.recomputed(shape.layers) / shape.layers
+    layers = shape.layers + (shape.decoder.layers if shape.decoder is not None else 0)
+    weights = sum(one.layers * one.block_weights for one in (shape, shape.decoder) if one is not None)
     seconds = tokens * flops_per_token(shape, setting, mean_length) / rate.flops
     if setting.quantization in ("nf4", "fp4"):
-        seconds += passes * DEQUANTIZED_BYTES * shape.layers * shape.block_weights / rate.bytes
+        seconds += passes * DEQUANTIZED_BYTES * weights / rate.bytes
     if setting.quantization == "int8":
         seconds *= 1.5  # bitsandbytes' mixed decomposition; ms-swift and PEFT report 1.3 to 2 times
     if setting.dora:
         seconds *= 1.26  # PEFT's method comparison, L40S
     if setting.checkpointing == "offload":
         seconds += 2 * tokens * shape.hidden * 2 * shape.layers / 12e9 * 0.2  # PCIe, mostly behind the arithmetic
-    return seconds + LAYER_SECONDS[setting.device] * shape.layers * passes / 2
+    return seconds + LAYER_SECONDS[setting.device] * layers * passes / 2
 
 
 def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effective: int, rate: Rate) -> float:

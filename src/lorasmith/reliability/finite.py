@@ -110,8 +110,9 @@ class FiniteGuard(TrainerCallback):
         flat: list[dict[str, Any]] | None = self.trainer.batch_rows(inputs)
         if flat is not None:
             return flat
-        tensors = {name: inputs[name] for name in ("input_ids", "labels", "attention_mask") if name in inputs}
-        return [{name: value[i : i + 1] for name, value in tensors.items()} for i in range(len(inputs["input_ids"]))]
+        rows = len(inputs["input_ids"])
+        tensors = {name: one for name, one in inputs.items() if torch.is_tensor(one) and one.ndim and len(one) == rows}
+        return [{name: value[i : i + 1] for name, value in tensors.items()} for i in range(rows)]
 
     def _save(self) -> None:
         if is_first_process():

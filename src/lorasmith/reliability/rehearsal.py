@@ -74,6 +74,9 @@ class Rehearsal(TrainerCallback):
     def _batch(self, rows: Any, size: int) -> Any:
         """The longest rows, as many as a batch holds."""
         lengths = [len(ids) for ids in rows["input_ids"]]
+        if "labels" in rows.column_names:  # of an encoder-decoder's rows, targets
+            targets = [len(one) if isinstance(one, list) else 0 for one in rows["labels"]]
+            lengths = [sum(both) for both in zip(lengths, targets, strict=True)]
         worst = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:size]
         return self.trainer.data_collator([rows[row] for row in worst])
 

@@ -72,13 +72,21 @@ def check_head(model: PeftModel, folder: Path) -> None:
 
 @torch.no_grad()
 def has_effect(model: PeftModel) -> bool:
-    """Whether any logit differs between the adapted model and its base, on a few tokens."""
+    """Whether any output differs between the adapted model and its base, on a few tokens."""
     was_training = model.training
     model.eval()
     size = int(model.config.get_text_config().vocab_size)
     ids = torch.arange(2, 2 + PROBE).remainder(size)[None].to(model.device)
-    with_adapter = model(input_ids=ids, use_cache=False).logits
+    given = {"input_ids": ids}
+    if getattr(model.config, "is_encoder_decoder", False):
+        given["decoder_input_ids"] = ids
+    with_adapter = outputs_of(model(**given, use_cache=False))
     with model.disable_adapter():
-        without = model(input_ids=ids, use_cache=False).logits
+        without = outputs_of(model(**given, use_cache=False))
     model.train(was_training)
-    return not torch.equal(with_adapter, without)
+    return not all(torch.equal(one, other) for one, other in zip(with_adapter, without, strict=True))
+
+
+def outputs_of(found: Any) -> list[torch.Tensor]:
+    """The numbers that a model of any task gives: logits, or those of beginnings and ends."""
+    return [found[name] for name in ("logits", "start_logits", "end_logits") if name in found]

@@ -74,7 +74,9 @@ def contract(
         for key, value in _flat(recipe.model_dump(by_alias=True)).items()
         if key not in FREE and not key.startswith(FREE_PREFIXES)
     }
-    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    held = fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    vocabulary = hashlib.sha256(held.encode()).hexdigest()
     fields |= {"rows": rows, "tokenizer": vocabulary, "template": template, "base weights": base["fingerprint"]}
     fields |= {f"version of {name}": versions.get(name) for name in PACKAGES}
     return fields | {"device": device}

@@ -22,3 +22,11 @@ def training_parser(description: str | None, recipe: str | None = None) -> argpa
         "--allow-change", action="append", default=[], metavar="FIELD", help="go on although it differs"
     )
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"`{text}`; expected a whole number above 0")
+    return number

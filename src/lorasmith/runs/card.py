@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from lorasmith.runs.task_uses import task_use
+from lorasmith.upstream import CAUSAL, TASKS
+
 WAYS = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimization (arXiv 2305.18290)",
@@ -11,7 +14,12 @@ WAYS = {
     "kto": "Kahneman-Tversky optimization (arXiv 2402.01306)",
     "reward": "a Bradley-Terry loss on pairs of answers (arXiv 2203.02155)",
     "grpo": "group relative policy optimization of its own answers (arXiv 2402.03300)",
+    "text_classification": "cross entropy of labelled texts",
+    "token_classification": "cross entropy of labelled words",
+    "question_answering": "cross entropy of where answers begin and end in their contexts",
+    "seq2seq": "cross entropy of targets behind their sources",
 }
+LEAN = "bias_stereotype"
 GAINED, LIKELIER = "preferred answer gained more probability", "preferred answer is the likelier one"
 # What an evaluation says of preferences: its key, and what it is the share of.
 ACCURACIES = {
@@ -108,7 +116,8 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
     adapter, model = recipe["adapter"], recipe["model"]
     options = f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, dropout {adapter['dropout']:g}"
     is_scorer = run["method"] == "reward"
-    use = (_USE_SCORER if is_scorer else _USE).format(
+    is_task = run["method"] in TASKS
+    use = (task_use(run) if is_task else _USE_SCORER if is_scorer else _USE).format(
         folder=folder.as_posix() if not folder.is_absolute() else folder.name,
         quantizer=", BitsAndBytesConfig" if model["quantization"] != "none" else "",
         quantized=_quantized(model["quantization"]),
@@ -119,7 +128,7 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         use=use,
         kind="prompts" if is_policy else "rows",
         amount=_amount(run),
-        pipeline="text-classification" if is_scorer else "text-generation",
+        pipeline=TASKS[run["method"]].pipeline if is_task else "text-classification" if is_scorer else CAUSAL.pipeline,
         base=base["name"],
         base_link=_link(base),
         revision=base["revision"] or "local",
@@ -158,6 +167,10 @@ def _amount(run: dict[str, Any]) -> str:
             for one in run["recipe"]["rewards"]
         ]
         return f"{account['tokens']:,} tokens; rewarded by {', '.join(names)}"
+    if run["method"] == "seq2seq":
+        return f"{account['tokens']:,} tokens of sources, {account['supervised_tokens']:,} of targets"
+    if run["method"] in TASKS:
+        return f"{account['tokens']:,} tokens"
     where = "in answers" if run["method"] == "reward" else "trained"
     return f"{account['tokens']:,} tokens, {account['supervised_tokens'] / account['tokens']:.1%} of them {where}"
 
@@ -181,6 +194,29 @@ def _targets(targets: str | list[str]) -> str:
     return targets if isinstance(targets, str) else ", ".join(targets)
 
 
+# Figures of tasks that are said; all stand in the card.
+HEADLINES = (
+    "accuracy",
+    "subset_accuracy",
+    "f1_micro",
+    "f1_macro",
+    "mse",
+    "pearson",
+    "exact_match",
+    "f1",
+    "bleu",
+    "chrf",
+    "rougeL",
+)
+
+
+def task_figures(logs: dict[str, Any]) -> list[str]:
+    """Names of what an evaluation of a task measured, besides its loss and its speed."""
+    beside = ("loss", "runtime", "samples_per_second", "steps_per_second", "num_input_tokens_seen")
+    names = [key.removeprefix("eval_") for key in logs if key.startswith("eval_")]
+    return [name for name in names if name not in beside and not name.startswith("model_preparation")]
+
+
 def _rewards(logs: dict[str, Any]) -> list[tuple[str, str]]:
     """Key and label of each figure that an evaluation of a policy has."""
     if "eval_reward" not in logs:
@@ -190,6 +226,22 @@ def _rewards(logs: dict[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("eval_completions/mean_length", "tokens of an answer")]
 
 
+def _number(value: float, sign: str = "") -> str:
+    """Three digits behind the point, or of a large number, as a hopeless perplexity is, three in all."""
+    return f"{value:{sign}.3f}" if abs(value) < 1e5 else f"{value:{sign}.3g}"
+
+
+def _rows_of(name: str, evaluation: dict[str, Any]) -> str:
+    """What a figure of an evaluation was found on."""
+    if name.startswith("bias_"):
+        return f"{evaluation.get('bias', {}).get('pairs', '')} pairs of sentences".lstrip()
+    if name == "general_loss":
+        return "general texts that come with Lorasmith"
+    if ":" in name:
+        return f"{name.split(':')[0]} of lm-evaluation-harness"
+    return f"{evaluation['rows']} of {evaluation['data']}"
+
+
 def _scores(run: dict[str, Any]) -> str:
     before, after = run["metrics"]["before"], run["metrics"]["after"]
     lines = ["| rows | score | base | adapter | difference (95 % interval) | |", "|---|---|---|---|---|---|"]
@@ -197,16 +249,23 @@ def _scores(run: dict[str, Any]) -> str:
         rows = f"{run['data']['eval_account']['trained']} held out while training"
         key, told = ACCURACIES.get(run["method"], ("", ""))
         loss = [] if run["method"] == "grpo" else [("eval_loss", "loss")]  # of a policy it says nothing
-        for name, label in [*loss, (key, told), *_rewards(after)]:
+        figures = [(f"eval_{name}", name) for name in task_figures(after)] if run["method"] in TASKS else []
+        for name, label in [*loss, (key, told), *_rewards(after), *figures]:
             if before.get(name) is not None and after.get(name) is not None:
                 values = f"{before[name]:.3f} | {after[name]:.3f} | {after[name] - before[name]:+.3f}"
                 lines.append(f"| {rows} | {label} | {values} | |")
     for evaluation in run["evaluations"]:
-        rows = f"{evaluation['rows']} of {evaluation['data']}"
         for name, score in evaluation["scores"].items():
-            interval = f"{score['delta']:+.3f} ({score['low']:+.3f} to {score['high']:+.3f})"
-            values = f"{score['base']:.3f} | {score['adapter']:.3f} | {interval} | {score['verdict']}"
-            lines.append(f"| {rows} | {name} | {values} |")
+            if f"{LEAN}:" in name:
+                continue  # by kind, which run.json has
+            interval = f"{_number(score['delta'], '+')} ({_number(score['low'], '+')} to {_number(score['high'], '+')})"
+            values = f"{_number(score['base'])} | {_number(score['adapter'])} | {interval} | {score['verdict']}"
+            lines.append(f"| {_rows_of(name, evaluation)} | {name.replace('_', ' ')} | {values} |")
+        for name, one in evaluation.get("groups", {}).get("adapter", {}).items():
+            if one["high"]:
+                values = f"| {one['gap']:.3f} | ({one['least']:+.3f} to {one['most']:+.3f}) | {one['verdict']}"
+                which = f"{name.replace('_', ' ')}, gap of {one['high']} to {one['low']}"
+                lines.append(f"| {evaluation['rows']} of {evaluation['data']} | {which} | {values} |")
     if len(lines) > 2:
         return "\n".join(lines)
     command = "reward.py FOLDER --score ROWS" if run["method"] == "reward" else "eval.py FOLDER --data ROWS"

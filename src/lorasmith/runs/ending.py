@@ -8,13 +8,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lorasmith.console import complain, is_first_process, plain
-from lorasmith.errors import LorasmithError, StoppedNow
+from lorasmith.errors import LorasmithError, StoppedError, StoppedNow
 from lorasmith.failures import explain
 from lorasmith.leaks import cleaned
+from lorasmith.listening import listener
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 STOPPED = 75  # on request; the same command goes on
@@ -70,6 +71,19 @@ def _let_the_first_tell(line: str, code: int) -> None:
         signal.signal(one, lambda *_: os._exit(code))
     time.sleep(FIRST_TELLS)
     print(f"rank {os.environ['RANK']}: {plain(line)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def resumable(kept: str) -> Iterator[None]:
+    """Inside, a signal that asks to stop ends the script with exit code 75 and says what stays.
+
+    Raises:
+        StoppedError: On a signal.
+    """
+    try:
+        yield
+    except StoppedNow:
+        raise StoppedError(f"stopped: {listener.asked}; {kept}. The same command goes on.") from None
 
 
 def record_end(line: str, code: int) -> None:

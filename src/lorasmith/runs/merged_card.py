@@ -6,6 +6,9 @@ from typing import Any
 
 from lorasmith.export.proof import Drift
 from lorasmith.export.score_proof import ScoreDrift
+from lorasmith.runs.answer_use import answer_lines
+from lorasmith.runs.task_uses import EXAMPLES
+from lorasmith.upstream import CAUSAL, TASKS
 
 HUB = "https://huggingface.co/"
 _CARD = """\
@@ -47,6 +50,21 @@ answer = model.generate(**prompt, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""
 
+_USE_TASK = """\
+```python
+from transformers import pipeline
+
+print(pipeline("{pipeline}", model="{name}")({example}))
+```"""
+_USE_ANSWERS = """\
+```python
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForQuestionAnswering.from_pretrained("{name}", dtype="auto")
+{lines}
+```"""
 _USE_SCORER = """\
 ```python
 import torch
@@ -77,7 +95,14 @@ def write_merged_card(
         record: As proof.json keeps it: `kind`, `adapters`, and for merges `base_kind`.
         found: The proof's figures, or None without a proof.
     """
-    _write(folder, adapters, base, record, "text-generation", _USE.format(name=name), _proof(found), name)
+    method = record.get("task", {}).get("method")
+    pipeline = TASKS[method].pipeline if method else CAUSAL.pipeline
+    if method == "question_answering":
+        use = _USE_ANSWERS.format(name=name, lines=answer_lines(record["task"], adapted=False))
+    else:
+        use = _USE.format(name=name)
+        use = _USE_TASK.format(pipeline=pipeline, name=name, example=EXAMPLES[method]) if method else use
+    _write(folder, adapters, base, record, pipeline, use, _proof(found), name)
 
 
 def write_scorer_card(

@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import Merge, merge
 from lorasmith.export.proof import Drift, Reference
 from lorasmith.export.score_proof import ScoreDrift, ScoreReference
+from lorasmith.export.task_proof import TaskReference
 from lorasmith.hardware import find_hardware
 from lorasmith.recipe import Model
 from lorasmith.runs import proving
 from lorasmith.runs.folder import read_json
 from lorasmith.runs.opening import find_base, open_model
+from lorasmith.runs.task_file import REWARD, head_settings, task_of
 
 BATCH = 8  # rows scored at a time
 
@@ -39,6 +41,7 @@ class Source:
         base: Identity of the base, or of the plain model.
         run: run.json of the first adapter.
         live: What it says on the golden rows; None without a proof.
+        task: What it is for, if it is no language model (`task_file.task_of`).
         contract: The golden conversations with the ids that it was trained with.
     """
 
@@ -50,7 +53,8 @@ class Source:
     contract: list[dict[str, object]]
     combination: str
     density: float
-    live: Reference | ScoreReference | None = None
+    live: Reference | ScoreReference | TaskReference | None = None
+    task: dict[str, Any] = field(default_factory=dict)
 
 
 def open_source(
@@ -75,10 +79,12 @@ def open_source(
         if trained_on.get("fingerprint") not in (None, identity["fingerprint"]):
             raise ModelError(f"{folder}: was trained on other weights than those of {section.name}. Export it alone.")
     own = folders[0] if is_adapter and (folders[0] / "tokenizer.json").is_file() else None
-    tokenizer, _ = models.load_tokenizer(section, own)
+    task = task_of(folders[0])
+    stops = task.get("method", "") in ("", REWARD, "seq2seq")
+    tokenizer, _ = models.load_tokenizer(section, own, stops=stops)
     contract = proving.contract_of(folders[0], tokenizer)
     pairs = list(zip(folders, weights, strict=True)) if is_adapter else []
-    return Source(pairs, section, identity, run, tokenizer, contract, combination, density)
+    return Source(pairs, section, identity, run, tokenizer, contract, combination, density, task=task)
 
 
 def ask(source: Source, name: str, base: str | None, trust_remote_code: bool) -> None:
@@ -95,15 +101,18 @@ def ask(source: Source, name: str, base: str | None, trust_remote_code: bool) ->
     gc.collect()
 
 
-def plans(source: Source, base_kind: str = "auto", dtype: str | None = None, labels: int = 0) -> dict[str, Merge]:
+def plans(source: Source, base_kind: str = "auto", dtype: str | None = None) -> dict[str, Merge]:
     """The merges to choose among, by the base that they are made into.
 
     Args:
         base_kind: original, as trained, or auto: both where training saw a quantized base.
         dtype: Of the result; None: as the base is stored.
-        labels: Outputs of a classifier's head; 0: the model gives tokens.
     """
     section = source.section
+    # A reward model is a classifier with one output.
+    is_scorer = source.task.get("method") == REWARD
+    task = "text_classification" if is_scorer else str(source.task.get("method", ""))
+    settings = {"num_labels": 1} if is_scorer else head_settings(source.task)
     choices = {"original": "none"}
     if section.quantization != "none":
         choices |= {"as trained": section.quantization}
@@ -119,7 +128,8 @@ def plans(source: Source, base_kind: str = "auto", dtype: str | None = None, lab
             quantization,
             getattr(torch, section.dtype if section.dtype != "auto" else "float32"),
             getattr(torch, dtype) if dtype else None,
-            labels,
+            task,
+            settings,
         )
         for name, quantization in choices.items()
     }
@@ -188,10 +198,9 @@ def fares(source: Source, folder: Path, base: str | None, trust_remote_code: boo
     found = []
     for place, rows, before in alone:
         one = loss_difference(before, row_losses(model, rows, pad_of(source.tokenizer), BATCH))
-        verdict = one.verdict(lower_is_better=True)
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        say(f"{place}: loss {one.base:.4f} alone, {one.adapter:.4f} merged ({interval}): {verdict}")
-        figures = {"alone": one.base, "merged": one.adapter, "low": one.low, "high": one.high, "verdict": verdict}
+        say(f"{place}: loss {one.base:.4f} alone, {one.other:.4f} merged ({interval}): {one.verdict}")
+        figures = {"alone": one.base, "merged": one.other, "low": one.low, "high": one.high, "verdict": one.verdict}
         found.append({"adapter": place.name, "rows": len(rows), **figures})
     return found
 

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from lorasmith.console import say
-from lorasmith.data.mask import check_contract
+from lorasmith.data.mask import keeps_contract
 from lorasmith.data.rows import Row, conversation
 from lorasmith.data.scored import Scored, pairs_to_score
-from lorasmith.errors import DataError, LorasmithError, ModelError
+from lorasmith.errors import LorasmithError, ModelError
 from lorasmith.export import tensors
 from lorasmith.export.proof import STAND_INS
 from lorasmith.export.score_proof import ScoreDrift, ScoreReference, score_drift
@@ -97,11 +97,7 @@ def measure(source: Source, folder: Path) -> ScoreDrift:
     device: Any = {"": find_hardware().device}
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", device_map=device)
     found = score_drift("merged", source.live, _scores(model, source.live.rows, tokenizer))
-    try:
-        check_contract(tokenizer, source.contract, "merged")
-        found.template = True
-    except DataError:
-        found.template = False
+    found.template = keeps_contract(tokenizer, source.contract, "merged")
     for line in found.lines():
         say(line)
     del model

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from pydantic import ValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from lorasmith import adapters, hardware, models
 from lorasmith.console import complain, say
@@ -18,6 +18,9 @@ from lorasmith.recipe import Model
 from lorasmith.reliability.reopened import has_effect
 from lorasmith.runs.folder import read_json
 from lorasmith.runs.report import CONTRACT, adapter_settings
+from lorasmith.runs.task_file import REWARD, head_settings, task_of
+from lorasmith.tasks.question_model import pass_token_types
+from lorasmith.upstream import TASKS
 
 UNPROVEN = "UNPROVEN"  # a file in exports that were not proven, with the reason
 
@@ -28,12 +31,20 @@ class Opened:
 
     Attributes:
         run: run.json of the adapter's folder, or empty for a plain model or somebody else's adapter.
+        task: What it is for, if it is no language model (`task_file.task_of`).
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     run: dict[str, Any]
     machine: hardware.Hardware
+    task: dict[str, Any] = field(default_factory=dict)
+
+
+def columns_of(run: dict[str, Any]) -> dict[str, str]:
+    """The names that a run's recipe gives to columns."""
+    found: dict[str, str] = run.get("recipe", {}).get("data", {}).get("columns") or {}
+    return found
 
 
 def open_model(path: str, base: str | None, quantization: str | None, trust_remote_code: bool = False) -> Opened:
@@ -74,37 +85,83 @@ def open_scorer(
         raise ModelError(f"{path}: no reward model: its head, which scores, is missing. Train one with reward.py.")
 
     def load(section: Model, dtype: str, attention: str, device: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-        return models.load_classifier(section, dtype, attention, device, tokenizer.pad_token_id)
+        return models.load_with_head(section, dtype, attention, device, tokenizer.pad_token_id, num_labels=1)
 
     return _opened(path, base, quantization, trust_remote_code, load)
 
 
+def open_task(path: str, base: str | None, quantization: str | None = None, trust_remote_code: bool = False) -> Opened:
+    """Load a classifier, tagger, answer finder or sequence-to-sequence model, an adapter or a whole model.
+
+    The arguments are `open_model`'s; what it is for stands in the result's `task`.
+
+    Raises:
+        ModelError: If it is a language model, or cannot be loaded.
+    """
+    task = task_of(path)
+    if task.get("method") not in TASKS:
+        raise ModelError(f"{path}: no classifier, tagger, answer finder or sequence-to-sequence model.")
+    set_seed(0)  # a head that is drawn anew, for the base without its adapter, is the same each time
+
+    def load(section: Model, dtype: str, attention: str, device: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+        if task["method"] == "seq2seq":
+            return models.load_base_model(section, dtype, attention, device, task="seq2seq")
+        settings = head_settings(task)
+        return models.load_with_head(
+            section, dtype, attention, device, tokenizer.pad_token_id, task["method"], **settings
+        )
+
+    writes = task["method"] == "seq2seq"
+    opened = _opened(path, base, quantization, trust_remote_code, load, stops=writes, fast=not writes)
+    opened.task = task
+    if task["method"] == "question_answering":
+        pass_token_types(opened.model)
+    return opened
+
+
+def open_any(path: str, base: str | None, quantization: str | None = None, trust_remote_code: bool = False) -> Opened:
+    """`open_task`, or `open_model` for a language model."""
+    opener = open_task if task_of(path).get("method") in TASKS else open_model
+    return opener(path, base, quantization, trust_remote_code)
+
+
 def gives_scores(path: str) -> bool:
-    """Whether a folder holds a reward model or classifier, or an adapter for one, as its configuration says."""
-    folder = Path(path)
-    if (folder / "adapter_config.json").is_file():
-        return read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
-    kinds = read_json(folder / "config.json").get("architectures") or []
-    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
+    """Whether a folder holds a reward model, or an adapter for one, as its configuration says."""
+    return task_of(path).get("method") == REWARD
 
 
 def refuse_scorer(path: str, wanted: str) -> None:
-    """Before weights are read: a reward model has no output that tokens could be chosen by.
+    """Before weights are read: only a language model has an output that tokens could be chosen by.
 
     Raises:
-        ModelError: If the folder holds one.
+        ModelError: If the folder holds another.
     """
-    if gives_scores(path):
+    method = task_of(path).get("method")
+    if method == REWARD:
         raise ModelError(
             f"{path} is a reward model: it gives scores and no {wanted}. "
             f"Score rows with: python scripts/reward.py {path} --score ROWS"
         )
+    if method is not None:
+        raise ModelError(
+            f"{path} is of {method}.py and gives no {wanted}. Use it with: python scripts/predict.py {path} ROWS"
+        )
 
 
 def _opened(
-    path: str, base: str | None, quantization: str | None, trust_remote_code: bool, load: Callable[..., Any]
+    path: str,
+    base: str | None,
+    quantization: str | None,
+    trust_remote_code: bool,
+    load: Callable[..., Any],
+    stops: bool = True,
+    fast: bool = True,
 ) -> Opened:
-    """`open_model` with the base loaded by `load`, from its section, dtype, attention, device and tokenizer."""
+    """`open_model` with the base loaded by `load`, from its section, dtype, attention, device and tokenizer.
+
+    Args:
+        stops, fast: What is asked of the tokenizer (`models.load_tokenizer`).
+    """
     folder, machine = Path(path), hardware.find_hardware()
     section, run = find_base(path, base, trust_remote_code, quantization)
     name, is_adapter = section.name, (folder / "adapter_config.json").is_file()
@@ -112,12 +169,9 @@ def _opened(
         complain(f"{path} is UNPROVEN: {(folder / UNPROVEN).read_text(encoding='utf-8').strip()}")
     dtype, _ = hardware.choose_dtype(section.dtype, machine)
     attention, _ = hardware.choose_attention(section.attention, models.base_facts(section).runs_on_sdpa)
-    has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
-    tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None)
-    if (folder / CONTRACT).is_file():
-        check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), path)
+    tokenizer = checked_tokenizer(folder, section, is_adapter, stops, fast)
     if run:
-        _check_base(path, section, run)
+        check_base(path, section, run)
     base_model = load(section, dtype, attention, machine.device, tokenizer)
     models.grow_embeddings(base_model, tokenizer)
     model = adapters.load_adapter(base_model, folder) if is_adapter else base_model
@@ -127,6 +181,33 @@ def _opened(
     what = f"{path} on {name}" if is_adapter else name
     say(f"model: {what}, {section.quantization if section.quantization != 'none' else dtype}, {machine.line}")
     return Opened(model, tokenizer, run, machine)
+
+
+def checked_tokenizer(
+    folder: Path, section: Model, is_adapter: bool, stops: bool = True, fast: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of an adapter or a model, which must render conversations as it did in training.
+
+    Args:
+        stops: Whether the model must be able to end what it writes.
+        fast: Whether a fast tokenizer is needed.
+
+    Raises:
+        ModelError: If there is none that can be used, or it renders them otherwise.
+    """
+    has_tokenizer = is_adapter and (folder / "tokenizer_config.json").is_file()
+    tokenizer, _ = models.load_tokenizer(section, folder if has_tokenizer else None, stops=stops, fast=fast)
+    if (folder / CONTRACT).is_file():
+        check_contract(tokenizer, json.loads((folder / CONTRACT).read_text(encoding="utf-8")), str(folder))
+    return tokenizer
+
+
+def tokenizer_of(path: str, section: Model) -> PreTrainedTokenizerBase:
+    """`checked_tokenizer` of whatever is in a folder."""
+    method = task_of(path).get("method")
+    writes = method not in TASKS or method == "seq2seq"
+    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    return checked_tokenizer(Path(path), section, is_adapter, writes, method != "seq2seq")
 
 
 def find_base(
@@ -168,7 +249,7 @@ def find_base(
     return section, run
 
 
-def _check_base(path: str, section: Model, run: dict[str, Any]) -> None:
+def check_base(path: str, section: Model, run: dict[str, Any]) -> None:
     """Refuse weights other than those that the adapter was trained on.
 
     Raises:

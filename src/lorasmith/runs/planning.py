@@ -5,6 +5,7 @@ from typing import Any
 
 from lorasmith import hardware
 from lorasmith.console import say
+from lorasmith.data.examples import PreparedTask
 from lorasmith.data.pair_tokens import PairTokens
 from lorasmith.data.prepare import Prepared
 from lorasmith.errors import ModelError
@@ -94,7 +95,14 @@ def rows_of(prepared: Prepared) -> Rows:
     longest = max((len(row.input_ids) for row in prepared.eval), default=0)
     prompt = max((len(row.input_ids) - row.supervised for row in prepared.train), default=0)
     pairs = tuple(_laid_down(pair) for pair in getattr(prepared, "train_pairs", ()))
-    return Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt, pairs)
+    rows = Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt, pairs)
+    if not isinstance(prepared, PreparedTask):
+        return rows
+    if prepared.outputs:
+        return replace(rows, labels=prepared.outputs)
+    parts: list[list[Any]] = [list(prepared.train), list(prepared.eval)]
+    train, held_out = ([len(row.target) for row in part] for part in parts)
+    return replace(rows, targets=tuple(train), target=max(train), eval_target=max(held_out, default=0))
 
 
 def _laid_down(pair: PairTokens) -> int:

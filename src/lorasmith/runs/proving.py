@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith import limits
 from lorasmith.console import complain, say
-from lorasmith.data.mask import check_contract, template_contract
+from lorasmith.data.mask import keeps_contract, template_contract
 from lorasmith.data.render import tokenize
 from lorasmith.data.rows import Row, conversation
-from lorasmith.errors import DataError, DivergedError, FitError, LorasmithError, RunError
+from lorasmith.errors import DivergedError, FitError, LorasmithError, RunError
 from lorasmith.export.engines import Engine, listed
 from lorasmith.export.live import LiveEngine
 from lorasmith.export.merge import JOURNAL
@@ -138,11 +138,7 @@ def measured(
         contract: The golden conversations with the ids that training rendered.
     """
     found = drift(kind, live, engine, lambda ids: str(tokenizer.decode(ids)))
-    try:
-        check_contract(tokenizer, contract, kind)
-        found.template = True
-    except DataError:
-        found.template = False
+    found.template = keeps_contract(tokenizer, contract, kind)
     for line in [*found.lines(), *side_by_side(found)]:
         say(line)
     return found

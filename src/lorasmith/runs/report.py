@@ -1,6 +1,7 @@
 """What a run writes about itself: run.json, recipe.yaml, the audit, the card and its last words."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.console import is_first_process, say
 from lorasmith.data.audit import write_audit
-from lorasmith.data.mask import template_contract
+from lorasmith.data.mask import plain_contract, template_contract
 from lorasmith.data.prepare import Prepared, preparations, source_name, source_names
 from lorasmith.hardware import Hardware, held_gib, peak_memory_gib
 from lorasmith.leaks import clean_folder
@@ -20,13 +21,17 @@ from lorasmith.recipe import Recipe
 from lorasmith.recipe_sections import recipe_text
 from lorasmith.reliability.resume import Resume
 from lorasmith.runs import folder as run_folder
-from lorasmith.runs.card import ACCURACIES, write_card
+from lorasmith.runs.card import ACCURACIES, HEADLINES, write_card
 from lorasmith.runs.plots import draw
 from lorasmith.runs.settings import world_size
 from lorasmith.runs.watch import Watch
+from lorasmith.upstream import TASKS
 
 ACTING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-NEXT = {"reward": "python scripts/reward.py {folder} --score ROWS"}
+NEXT = {
+    "reward": "python scripts/reward.py {folder} --score ROWS",
+    **dict.fromkeys(TASKS, "python scripts/eval.py {folder} --data ROWS"),
+}
 CONTRACT = "template_contract.json"
 SHORTEST_TIMED = 5.0  # seconds of training, below which a speed says little
 
@@ -87,7 +92,8 @@ def begin(
         header = f"# The resolved recipe of this run; {method}.py reruns it.\n"
         (folder / "recipe.yaml").write_text(header + recipe_text(recipe), encoding="utf-8")
         write_audit(folder, tokenizer, rows.train, rows.accounts, rows.mask_check)
-        golden_ids = json.dumps(template_contract(tokenizer), ensure_ascii=False, indent=1)
+        made = plain_contract(tokenizer) if method in TASKS else template_contract(tokenizer)
+        golden_ids = json.dumps(made, ensure_ascii=False, indent=1)
         (folder / CONTRACT).write_text(golden_ids + "\n", encoding="utf-8")
         refused = "".join(f"{line}\n" for line in rows.rejected)
         if refused:
@@ -165,6 +171,10 @@ def finish(
         key, told = ACCURACIES.get(run["method"], ("", ""))
         if key in after:
             say(f"held out: the {told} in {after[key]:.1%}")
+        for name in [one for one in HEADLINES if f"eval_{one}" in after] if run["method"] in TASKS else ():
+            say(
+                f"held out: {name} {before.get(f'eval_{name}', math.nan):.4f} before, {after[f'eval_{name}']:.4f} after"
+            )
     say(f"picture: {picture}")
     say(f"adapter: {folder}")
     say(f"next: {next_command}")

@@ -15,7 +15,7 @@ from lorasmith.data.scored import Scored, read_scored, tokens_to_score
 from lorasmith.errors import DataError, DivergedError, RunError
 from lorasmith.evaluation.rewards import sequence_scores
 from lorasmith.runs.folder import read_json
-from lorasmith.runs.opening import Opened
+from lorasmith.runs.opening import Opened, columns_of
 
 Rows = list[Pair] | list[Judged]
 
@@ -28,17 +28,17 @@ class Result:
     scores: dict[str, float]
 
 
-def output_of(source: str, asked: Path | None) -> Path:
-    """Where the scores go; by default beside the rows, or here where they come from the hub.
+def output_of(source: str, asked: Path | None, what: str = "scores") -> Path:
+    """Where what is found of rows goes; by default beside the rows, or here where they come from the hub.
 
     Raises:
         RunError: If that would replace the rows, or the folder is not there.
     """
     given = Path(source)
-    beside = given.with_name(f"{given.name}.scores.jsonl")
+    beside = given.with_name(f"{given.name}.{what}.jsonl")
     out = asked or (beside if given.exists() else Path(beside.name))
     if given.exists() and out.resolve() == given.resolve():
-        raise RunError(f"--output {out} holds the rows that are scored. Give another file.")
+        raise RunError(f"--output {out} holds the rows themselves. Give another file.")
     if out.is_dir() or not out.parent.is_dir():
         raise RunError(f"--output {out}: expected a file in a folder that is there.")
     return out
@@ -46,7 +46,7 @@ def output_of(source: str, asked: Path | None) -> Path:
 
 def read(source: str, model: str) -> Rows:
     """The rows, said; columns are named as in the run's recipe."""
-    columns = read_json(Path(model) / "run.json").get("recipe", {}).get("data", {}).get("columns")
+    columns = columns_of(read_json(Path(model) / "run.json"))
     rows, kind = read_scored(source, columns=columns)
     say(f"rows: {len(rows)} of {source}, recognised as {kind}")
     return rows

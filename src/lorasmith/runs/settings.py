@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasmith import hardware, upstream
 from lorasmith.console import say
-from lorasmith.errors import RecipeError
+from lorasmith.errors import ModelError, RecipeError
 from lorasmith.hardware import Hardware
 from lorasmith.memory.plans import with_length
 from lorasmith.models import BaseFacts
@@ -38,10 +38,30 @@ def resolve(
         dtype, why = hardware.choose_dtype(recipe.model.dtype, machine)
     attention, why_attention = hardware.choose_attention(recipe.model.attention, base.runs_on_sdpa)
     recipe, why_length = with_length(recipe, base.positions, method)
+    if method == "seq2seq":
+        recipe = _with_target_length(recipe, base.positions)
     model = recipe.model.model_copy(update={"dtype": dtype, "attention": attention})
     say(f"arithmetic: {dtype} ({why}); attention: {attention} ({why_attention})")
     reasons = {"dtype": why, "attention": why_attention, "max_length": why_length}
     return recipe.model_copy(update={"model": model}), reasons
+
+
+def _with_target_length(recipe: Recipe, positions: int | None) -> Recipe:
+    """The recipe with the lengths of targets settled: what may be learnt, and what may be written.
+
+    Raises:
+        ModelError: If either is beyond the model.
+    """
+    trainer, fields = dict(recipe.trainer), upstream.trainer_fields("seq2seq")
+    default = int(fields["max_target_length"].default)
+    trainer.setdefault("max_target_length", min(default, positions or default))
+    if trainer.get("generation_max_length") is None:
+        trainer["generation_max_length"] = trainer["max_target_length"] or positions or default
+    trainer.setdefault("generation_num_beams", fields["generation_num_beams"].default)
+    for name in ("max_target_length", "generation_max_length"):
+        if positions is not None and (trainer[name] or 0) > positions:
+            raise ModelError(f"trainer.{name} is `{trainer[name]}`; the model has {positions} positions. Lower it.")
+    return recipe.model_copy(update={"trainer": trainer})
 
 
 def announce_batch(recipe: Recipe, rows: int) -> None:
@@ -124,6 +144,9 @@ def trainer_arguments(recipe: Recipe, machine: Hardware, method: str = "sft") ->
     # Rows arrive tokenized, labelled, cut to length and packed; trl's preparation would only walk them again.
     if method == "sft":
         owned |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "eval_packing": False}
+    if method in upstream.TASKS:
+        arguments |= {"label_names": ["labels"], "include_num_input_tokens_seen": "non_padding"}
+        owned["remove_unused_columns"] = False
     known = upstream.trainer_fields(method)
     return {name: value for name, value in (arguments | trainer | owned).items() if name in known}
 

@@ -19,6 +19,11 @@ from lorasmith.reliability.resume import records_until
 from lorasmith.started import process_seconds
 
 
+def goes_on_counting(trainer: Any) -> bool:
+    """Whether the tokens of a checkpoint are among those that a trainer counts behind it."""
+    return hasattr(trainer, "rehearse") or getattr(trainer, "goes_on_counting", False)
+
+
 class Watch(TrainerCallback):
     """Show loss, tokens/s without padding, memory and time left; log them to metrics.jsonl."""
 
@@ -59,7 +64,7 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._start, self._paused = time.perf_counter(), 0.0
-        self._tokens_before = state.num_input_tokens_seen if hasattr(self.trainer, "rehearse") else 0
+        self._tokens_before = state.num_input_tokens_seen if goes_on_counting(self.trainer) else 0
         if state.is_world_process_zero and sys.stdout.isatty():
             columns = (
                 TextColumn("{task.completed}/{task.total}"),

@@ -1,0 +1,190 @@
+"""A classifier: an encoder or decoder and texts with labels go in; an adapter with a head that tells labels comes out.
+
+    accelerate launch scripts/text_classification.py RECIPE [section.key=value ...] [--dry-run] [--overwrite] [--resume]
+
+One label a text, several, or a number, as the rows show or `task.problem` says. The head is trained whole beside the
+adapter and is part of it. --dry-run checks all that needs no weights, prints the resolved recipe and writes nothing. A
+run that was interrupted goes on when the same command is given again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lorasmith import offline
+from lorasmith.console import is_first_process, say
+from lorasmith.errors import UnreachableError
+from lorasmith.listening import listener
+from lorasmith.recipe import Recipe, load_recipe
+from lorasmith.recipe_sections import recipe_text
+from lorasmith.runs.arguments import training_parser
+from lorasmith.runs.ending import enter_run, quiet, run_script
+from lorasmith.started import quick_imports
+
+METHOD = "text_classification"
+
+
+def main() -> None:
+    arguments = training_parser(__doc__).parse_intermixed_args()
+    listener.listen()
+    requested = load_recipe(arguments.recipe, arguments.overrides, METHOD)
+    quiet(arguments.offline)
+    try:
+        if offline.is_offline() and not arguments.dry_run:
+            offline.check_files(requested)
+        train(requested, arguments)
+    except UnreachableError as error:
+        if not arguments.dry_run:
+            raise
+        say(f"not checked: {error}")
+        say(recipe_text(requested))
+
+
+def train(requested: Recipe, arguments: argparse.Namespace) -> None:
+    # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
+    with quick_imports():
+        from transformers import set_seed
+
+        from lorasmith import adapters, hardware, models
+        from lorasmith.data.labelled import class_weights, problem_of
+        from lorasmith.data.prepare_labelled import prepare_labelled, read_train_and_eval_labelled
+        from lorasmith.reliability import reopened, resume
+        from lorasmith.runs import folder, guarding, measuring, planning, report, settings, task_file
+        from lorasmith.tasks.config import TaskConfig
+
+    output = Path(requested.output_dir)
+    machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
+    say(f"machine: {machine.line}")
+    read = read_train_and_eval_labelled(requested.data, requested.seed)
+    problem = problem_of(read[0], requested.task)
+    weights = class_weights(read[0], problem, requested.task.class_weights)
+    tokenizer, new_token_ids = models.load_tokenizer(requested.model, stops=False)
+    facts = models.base_facts(requested.model)
+    earlier = {} if arguments.overwrite else folder.earlier(output, requested)
+    recipe, reasons = settings.resolve(requested, machine, facts, earlier, METHOD)
+    rows = prepare_labelled(recipe.data, tokenizer, *read, problem, recipe.trainer["max_length"])
+    recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, METHOD)
+    settings.announce_batch(recipe, len(rows.train))
+    if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
+        say(f"{output} holds this very run, finished: it is reused. To train anew: --overwrite")
+        say(f"next: python scripts/predict.py {output} ROWS")
+        return
+    hardware.check_disk(output, planning.disk_gib(plan))
+    config = settings.make_config(TaskConfig, recipe, machine, METHOD)
+    if arguments.dry_run:
+        say(recipe_text(recipe))
+        return
+
+    base = models.base_identity(recipe.model)
+    template = models.template_hash(tokenizer)
+    terms = resume.contract(recipe, rows.fingerprint, tokenizer, template, base, folder.versions(), machine.device)
+    going_on = resume.Resume(None)
+    if not arguments.overwrite:
+        going_on = resume.find(output, terms, arguments.allow_change, arguments.resume)
+    run = report.begin(
+        output, requested, recipe, reasons | chosen, machine, tokenizer, rows, base, plan, terms, going_on, METHOD
+    )
+    enter_run(output)
+    set_seed(recipe.seed)  # the head is drawn while loading, and the adapter behind it
+    base_model = models.load_with_head(
+        recipe.model,
+        recipe.model.dtype,
+        recipe.model.attention,
+        machine.device,
+        tokenizer.pad_token_id,
+        METHOD,
+        **task_file.head_settings(problem.record()),
+    )
+    models.grow_embeddings(base_model, tokenizer)
+    guards = guarding.guards(output, recipe, rows, plan, machine, going_on)
+    config.eval_on_start = config.eval_on_start and going_on.checkpoint is None
+    figures = measuring.LabelFigures(problem, recipe.task.threshold)
+    model, trainer = make_trainer(
+        recipe, config, base, base_model, tokenizer, new_token_ids, rows, problem, weights, figures, guards.callbacks
+    )
+    terms[resume.TRAINABLE] = resume.trainable(model)
+    resume.check_trainable(going_on, terms[resume.TRAINABLE], arguments.allow_change)
+    trainer.contract = terms
+    for line in adapters.coverage_lines(model, recipe.adapter):
+        say(line)
+
+    with adapters.initial_adapter(recipe.adapter, model) as initial:
+        trainer.train_or_load(going_on)
+        guards.raise_if_stopped(trainer)
+        after = trainer.evaluate() if rows.eval else None
+        if is_first_process():
+            adapters.save_adapter(model, output, base, initial)
+            tokenizer.save_pretrained(output)
+            reopened.check_saved(model, output, initial is not None)
+            reopened.check_head(model, output)
+            used = problem.record() | figures.settled() | {"max_length": recipe.trainer["max_length"]}
+            run["task"] = task_file.write_task(output, METHOD, **used)
+            figures.draw(output / "plots")
+    report.finish(
+        output,
+        run,
+        guards.watch,
+        model,
+        {"before": guards.watch.first_evaluation, "after": after},
+        machine,
+        trainer.state.global_step,
+    )
+
+
+def make_trainer(
+    recipe: Recipe,
+    config: Any,
+    base: dict[str, Any],
+    base_model: Any,
+    tokenizer: Any,
+    new_token_ids: list[int],
+    rows: Any,
+    problem: Any,
+    weights: list[float] | None,
+    figures: Any,
+    callbacks: list[Any],
+) -> tuple[Any, Any]:
+    """The adapted model and transformers' trainer over it."""
+    import torch
+    from torch.utils.data import DataLoader
+    from transformers import EarlyStoppingCallback, Trainer
+
+    from lorasmith import adapters, models
+    from lorasmith.data.examples import examples_as_dataset
+    from lorasmith.data.labelled import MULTI, REGRESSION
+    from lorasmith.reliability.guarded import guarded
+    from lorasmith.runs import guarding
+    from lorasmith.runs.order import with_update_order
+    from lorasmith.speed import levers
+    from lorasmith.tasks import losses
+    from lorasmith.tasks.batches import Padded
+    from lorasmith.tasks.trainer import Summed, for_task
+
+    sets = [examples_as_dataset(part) for part in (rows.train, rows.eval)]
+    labels = torch.long if problem.kind not in (MULTI, REGRESSION) else torch.float32
+    collator = Padded(tokenizer.pad_token_id, labels)
+    batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collator)
+    drawn = models.drawn_modules(base_model)
+    model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base, "SEQ_CLS", drawn)
+    for line in levers.fuse(model, recipe):
+        say(line)
+    loss = losses.regression if problem.kind == REGRESSION else losses.single_label(weights)
+    loss = losses.multi_label(weights) if problem.kind == MULTI else loss
+    stopping = [EarlyStoppingCallback(recipe.run.early_stopping)] if recipe.run.early_stopping else []
+    trainer = guarded(with_update_order(for_task(Trainer)))(
+        model=model,
+        args=config,
+        data_collator=collator,
+        train_dataset=sets[0],
+        eval_dataset=sets[1] if rows.eval else None,
+        processing_class=tokenizer,
+        compute_loss_func=Summed(loss),
+        compute_metrics=figures,
+        callbacks=[*callbacks, *stopping],
+    )
+    guarding.settle(trainer, recipe, callbacks)
+    return model, trainer
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Training of classifiers, taggers, answer finders and sequence-to-sequence models over transformers' trainer."""
