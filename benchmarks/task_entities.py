@@ -25,8 +25,8 @@ RESULTS = ROOT / "benchmarks/task_entities.json"
 RECIPE = "recipes/token_classification/minilm-wnut-lora-cpu.yaml"
 ROWS = {part: ROOT.parent / f"shared/data/ner_wnut17_{part}.jsonl" for part in ("train", "dev", "test")}
 OURS, FULL = "LoRA, token_classification.py", "full fine-tuning, transformers' Trainer"
-RATES = {OURS: ("1e-3", "2e-3"), FULL: ("1e-4", "3e-4")}
-BATCH, LENGTH, TRIAL = 32, 128, 20  # rows an update, tokens a row, updates of a trial
+RATES = {OURS: ("3e-4", "6e-4"), FULL: ("1e-4", "3e-4")}
+BATCH, LENGTH, TRIAL = 16, 128, 20  # rows an update, tokens a row, updates of a trial
 SHARE = 0.1  # of the updates for warming up
 
 

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real rows of 
 def in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes name files relative to the clone's root."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def no_network() -> Iterator[None]:
+    """For figures: whoever opens a connection past this machine fails."""
+    connect = socket.socket.connect
+
+    def at_home(self: socket.socket, address: Any) -> None:
+        assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1"), f"a connection to {address}"
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", at_home)
+        yield
 
 
 # Files that take longest, which several processes begin with so that none works alone at the end.

@@ -11,6 +11,8 @@ from lorasmith.evaluation.conditions import check_names, parse_condition, that_h
 from lorasmith.evaluation.groups import gap
 from lorasmith.evaluation.metric import mean_of_rows
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 
 def test_the_stereotype_score_is_the_share_of_pairs_whose_first_sentence_is_likelier():
     pairs = [Pair("p", "a", "b", "age" if i < 10 else "rare") for i in range(12)]

@@ -14,6 +14,8 @@ from lorasmith.evaluation.metric import mean_of_rows, ratio_of_sums
 from lorasmith.evaluation.scores import RowLoss
 from lorasmith.evaluation.text_metrics import bleu, loss_and_perplexity
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 SIMULATIONS = 1000
 IMBALANCED = [0.8, 0.15, 0.05]
 

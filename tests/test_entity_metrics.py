@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from lorasmith.errors import DataError
 from lorasmith.evaluation.entity_metrics import entities, entity_metrics
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 quick = settings(max_examples=150, deadline=None, database=None, derandomize=True)
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "I-a-b", "B", "I"]
 ODD = [*TAGS, "E-PER", "S-LOC", "B-", "X-PER", ".", "I-é", "Otter"]

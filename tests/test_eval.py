@@ -14,6 +14,8 @@ from lorasmith.evaluation.scores import RowLoss, greedy_answers, row_losses
 from lorasmith.models import load_base_model, load_tokenizer
 from lorasmith.recipe import Model
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 
 @pytest.fixture(scope="module")
 def base():

@@ -26,6 +26,8 @@ from lorasmith.runs.contestants import names_of
 from lorasmith.runs.evaluating import GENERAL_TEXTS, Wanted, metrics_of
 from lorasmith.runs.results import ResultFile
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 DATA = "quickstart/data/heldout.jsonl"
 
 

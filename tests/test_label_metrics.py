@@ -13,6 +13,8 @@ from lorasmith.errors import DataError
 from lorasmith.evaluation.confusion import confusion_counts, confusion_picture, gathered
 from lorasmith.evaluation.label_metrics import best_thresholds, multi_label, regression, single_label
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 quick = settings(max_examples=80, deadline=None, database=None, derandomize=True)
 LABELS = ["no", "yes", "not sure", "never seen"]
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=25)

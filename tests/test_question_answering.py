@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from lorasmith.errors import LorasmithError
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 RECIPE = "recipes/question_answering/minilm-squad-lora-cpu.yaml"
 COLOURS, THINGS = ("red", "orange", "blue", "green"), ("box", "cup", "lamp", "chair", "door")
 OTHERS = ("round", "square", "small", "large", "old", "new", "a", "the", "was", "and")

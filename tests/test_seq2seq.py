@@ -31,6 +31,8 @@ from transformers import (
 from lorasmith.errors import DataError, ModelError, RecipeError, StoppedError, StoppedNow
 from lorasmith.listening import listener
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
 SPOKEN, WRITTEN = ([f"{letter}{i}" for i in range(8)] for letter in "ab")
 RECIPE = """\

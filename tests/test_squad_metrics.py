@@ -13,6 +13,8 @@ from lorasmith.evaluation.squad_metrics import (
     with_null_threshold,
 )
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 quick = settings(max_examples=100, deadline=None, database=None, derandomize=True)
 NORMAL = {
     "The  Cat, sat!": "cat sat",

@@ -15,6 +15,8 @@ from conftest import BASE, ENCODER_WORDS, ROOT, SHARED, launch, losses, run_scri
 
 from lorasmith.errors import LorasmithError
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 RECIPE = "recipes/text_classification/minilm-lora-cpu.yaml"
 COLOURS = {"warm": ("red", "orange"), "cold": ("blue", "green")}
 

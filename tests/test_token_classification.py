@@ -15,6 +15,8 @@ from conftest import ENCODER_WORDS, ROOT, launch, load_benchmark, losses, run_sc
 
 from lorasmith.errors import LorasmithError
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 RECIPE = "recipes/token_classification/minilm-wnut-lora-cpu.yaml"
 KINDS = {"red": "warm", "orange": "warm", "blue": "cold", "green": "cold"}
 SIZES = {"warm": "small", "cold": "large"}
