@@ -112,6 +112,7 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
+        figures.warn()
         if is_first_process():
             adapters.save_adapter(model, output, base, initial)
             tokenizer.save_pretrained(output)

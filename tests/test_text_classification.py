@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import BASE, ENCODER_WORDS, ROOT, SHARED, launch, losses, run_script, write_rows
 
+from lorasmith.data.labelled import Problem
 from lorasmith.errors import LorasmithError
+from lorasmith.runs import measuring
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -91,6 +95,19 @@ def test_a_bert_learns_a_planted_rule(learnt):
     assert "pipeline_tag: text-classification" in card
     assert "id2label={0: 'cold', 1: 'warm'}" in card
     assert json.loads((learnt / "task.json").read_text())["labels"] == ["cold", "warm"]
+
+
+@pytest.mark.parametrize("labels", [["red", "blue"], ["red"]])
+def test_a_classifier_with_one_answer_for_all_is_told(labels, capsys):
+    figures = measuring.LabelFigures(Problem("single_label_classification", ("blue", "red")), 0.5)
+    for best, warned in ((1, len(labels) == 2), (0, False)):
+        logits = np.array([[0.0, 1.0]] * 3 + [[0.0, best]])
+        logits[3, 0] = 1.0 - best
+        targets = np.array([("blue", "red").index(labels[at % len(labels)]) for at in range(4)])
+        figures(SimpleNamespace(predictions=logits, label_ids=targets))
+        figures.warn()
+        said = capsys.readouterr().err
+        assert said.startswith("warning: every row of the evaluation rows is given `red`: nothing else") == warned
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "deberta-v2", "modernbert", "electra"])

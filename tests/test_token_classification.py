@@ -8,12 +8,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ENCODER_WORDS, ROOT, launch, load_benchmark, losses, run_script, write_rows
 
 from lorasmith.errors import LorasmithError
+from lorasmith.runs.measuring_tags import TagFigures
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -120,6 +122,15 @@ def learnt(base, rows, tmp_path_factory):
     assert "entities: " in done.stdout
     assert "2 are longer than trainer.max_length and read in windows" in done.stdout
     return out
+
+
+def test_a_tagger_with_one_tag_for_all_words_is_told(capsys):
+    row, window = SimpleNamespace(tags=("O", "B-warm")), SimpleNamespace(row=0, words=[-1, 0, 1, -1])
+    figures = TagFigures(SimpleNamespace(eval_rows=[row], windows=[window]), ["O", "B-warm"])
+    for tags, line in (([0, 0, 0, 0], "warning: every word of the evaluation rows is given `O`"), ([0, 0, 1, 0], "")):
+        figures(SimpleNamespace(predictions=[tags]))
+        figures.warn()
+        assert capsys.readouterr().err[: len(line) or None] == line
 
 
 def test_a_bert_learns_planted_entities(learnt):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lorasmith.console import say
+from lorasmith.console import complain, say
 from lorasmith.data.labelled import MULTI, REGRESSION, Problem
 from lorasmith.evaluation import label_metrics
 from lorasmith.evaluation.confusion import confusion_counts, confusion_picture
@@ -46,6 +46,12 @@ class LabelFigures:
             say(f"thresholds: calibrated on {rows} evaluation rows, f1_macro {before:.4f} to {after:.4f} on these")
         return {"thresholds": [round(one, 6) for one in thresholds]}
 
+    def warn(self) -> None:
+        """Tell if every row is given one label."""
+        if self.found is not None and self.problem.kind not in (MULTI, REGRESSION):
+            given = self.found.argmax(-1).tolist()
+            warn_of_one([self.problem.labels[one] for one in given], np.asarray(self.targets).tolist(), "row")
+
     def draw(self, folder: Path) -> None:
         """confusion.png, where each row has one label."""
         if self.found is not None and self.problem.kind not in (MULTI, REGRESSION):
@@ -65,6 +71,15 @@ class LabelFigures:
         assert self.found is not None
         assert self.targets is not None
         return label_figures(self.problem, self.targets.tolist(), self.found, thresholds)
+
+
+def warn_of_one(given: list[str], gold: list[Any], what: str) -> None:
+    """Tell if all evaluation rows or words are given one label although they have several: nothing was learnt."""
+    if len(set(given)) == 1 and len(set(gold)) > 1:
+        complain(
+            f"warning: every {what} of the evaluation rows is given `{given[0]}`: nothing else was learnt. Where the "
+            "loss stood still, lower trainer.learning_rate; where it was still falling, train longer."
+        )
 
 
 def label_figures(problem: Problem, targets: Any, found: np.ndarray, thresholds: list[float] | None) -> list[Metric]:
