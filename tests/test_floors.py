@@ -16,6 +16,7 @@ FLOORS = {
     "listening": 0,
     "started": 0,
     "hostile": 1,
+    "engine": 1,
     "offline": 1,
     "upstream": 1,
     "recipe_file": 1,
