@@ -48,8 +48,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from lorasmith import adapters, hardware, models
         from lorasmith.data.languages import has_languages, languages_of, set_languages
         from lorasmith.data.prepare_source_target import prepare_source_target, read_train_and_eval_source_target
-        from lorasmith.reliability import reopened, resume
-        from lorasmith.runs import folder, guarding, measuring_texts, planning, report, settings, task_file
+        from lorasmith.reliability import resume
+        from lorasmith.runs import folder, guarding, measuring_texts, planning, report, saving, settings, task_file
         from lorasmith.tasks.config import Seq2SeqConfig
         from lorasmith.tasks.generating import generation_settings
 
@@ -104,12 +104,10 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         before, after = guards.watch.first_evaluation, trainer.evaluate() if rows.eval else None
+        saving.save(model, tokenizer, output, base, initial)
+        beams, longest = recipe.trainer["generation_num_beams"], recipe.trainer["generation_max_length"]
+        writing = generation_settings(model, tokenizer, beams, longest, has_languages(tokenizer))
         if is_first_process():
-            adapters.save_adapter(model, output, base, initial)
-            tokenizer.save_pretrained(output)
-            reopened.check_saved(model, output, initial is not None)
-            beams, longest = recipe.trainer["generation_num_beams"], recipe.trainer["generation_max_length"]
-            writing = generation_settings(model, tokenizer, beams, longest, has_languages(tokenizer))
             run["task"] = task_file.write_task(
                 output,
                 METHOD,
@@ -120,8 +118,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
                 generation_max_length=longest,
                 **languages_of(tokenizer),
             )
-            found = measuring_texts.write_held_out(model, tokenizer, rows, writing, task.answered_rows, output)
-            before, after = before and before | found["before"], after and after | found["after"]
+        found = measuring_texts.write_held_out(model, tokenizer, rows, writing, task.answered_rows, output)
+        before, after = before and before | found["before"], after and after | found["after"]
     report.finish(
         output, run, guards.watch, model, {"before": before, "after": after}, machine, trainer.state.global_step
     )

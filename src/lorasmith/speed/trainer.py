@@ -112,13 +112,13 @@ def can_score(trainer: Any) -> bool:
 
 
 def has_plain_head(trainer: Any) -> bool:
-    """Whether the output layer of a trainer's model is frozen, whole on this device, and its logits uncapped."""
+    """Whether the output layer of a trainer's model is frozen, whole where it is used, and its logits uncapped."""
     model = trainer.model
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
         return False
     head = model.get_output_embeddings()
     plain = isinstance(head, torch.nn.Linear) and not any(weight.requires_grad for weight in head.parameters())
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    sharded = (trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2) or trainer.is_deepspeed_enabled
     parallel = trainer.accelerator.parallelism_config is not None
     return plain and not sharded and not parallel and not isinstance(head.weight, torch.distributed.tensor.DTensor)
 
