@@ -136,8 +136,8 @@ def measure(cell: Cell, device: str, cap: float = 1.0) -> dict[str, Any]:
     from trl import SFTConfig
 
     from lorasmith import hardware, models
-    from lorasmith.memory.peak import GIB
     from lorasmith.memory.plans import make_plan
+    from lorasmith.memory.weights import GIB
     from lorasmith.recipe import Recipe
     from lorasmith.runs import settings
     from lorasmith.runs.watch import Watch

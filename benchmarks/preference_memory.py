@@ -164,7 +164,7 @@ def run_words(cell: Cell, folder: Path, base: Path) -> list[str]:
 
 def measure(cell: Cell, shared: Path) -> dict[str, Any]:
     """Run a cell in this process; GiB of live tensors, planned and measured."""
-    from lorasmith.memory.peak import GIB
+    from lorasmith.memory.weights import GIB
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

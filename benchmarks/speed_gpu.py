@@ -288,7 +288,8 @@ def capped(cell: Cell, device: str) -> Any:
 
     import torch
 
-    from lorasmith.memory.peak import CUDA_CONTEXT, GIB
+    from lorasmith.memory.peak import CUDA_CONTEXT
+    from lorasmith.memory.weights import GIB
 
     @contextmanager
     def cap() -> Any:

@@ -231,7 +231,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     """Train two updates of a cell; GiB of live tensors, predicted and measured."""
     from transformers import Trainer, TrainingArguments
 
-    from lorasmith.memory.peak import GIB
+    from lorasmith.memory.weights import GIB
 
     gc.collect()
     setting, planned = plan_of(cell)

@@ -11,9 +11,9 @@ from typing import Any
 from lorasmith.data.lengths import sampled_rows
 from lorasmith.memory import facts, machine
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.peak import GIB
 from lorasmith.memory.plans import make_plan, with_length
 from lorasmith.memory.shapes import read_shape
+from lorasmith.memory.weights import GIB
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_method import method_of
 

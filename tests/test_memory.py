@@ -12,10 +12,11 @@ from lorasmith.data.lengths import sampled_rows
 from lorasmith.errors import FitError, ModelError
 from lorasmith.memory import facts, fit, machine
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.peak import GIB, Setting, base_bytes, plan_memory
+from lorasmith.memory.peak import Setting, plan_memory
 from lorasmith.memory.plans import make_plan, with_length
 from lorasmith.memory.setting import Rows
 from lorasmith.memory.shapes import DECODERS, UnknownArchitectureError, read_shape
+from lorasmith.memory.weights import GIB, base_bytes
 from lorasmith.recipe import load_recipe
 from lorasmith.recipe_file import read_recipe, rewrite
 from lorasmith.recipe_method import method_of

@@ -13,11 +13,12 @@ from lorasmith.errors import RecipeError
 from lorasmith.memory import facts, machine
 from lorasmith.memory.generation import Generation, cache_bytes, generation_of, making
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.peak import Setting, base_bytes, unpacked_bytes
+from lorasmith.memory.peak import Setting, unpacked_bytes
 from lorasmith.memory.plans import make_plan
 from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.speed import generation_seconds, update_seconds
+from lorasmith.memory.weights import base_bytes
 from lorasmith.recipe import Recipe, load_recipe
 
 SMALL = {"hidden_size": 128, "intermediate_size": 704, "num_hidden_layers": 3, "num_attention_heads": 4,

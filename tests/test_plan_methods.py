@@ -13,11 +13,12 @@ from lorasmith.data.lengths import sampled_rows
 from lorasmith.errors import RecipeError
 from lorasmith.memory import facts, machine
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.peak import Setting, base_bytes, plan_memory, scored_tokens
+from lorasmith.memory.peak import Setting, plan_memory, scored_tokens
 from lorasmith.memory.plans import make_plan
 from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.speed import flops_per_token
+from lorasmith.memory.weights import base_bytes
 from lorasmith.recipe import Recipe, load_recipe
 from lorasmith.recipe_method import method_of
 from lorasmith.upstream import CONFIGS, TASKS

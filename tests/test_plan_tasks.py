@@ -10,11 +10,12 @@ from lorasmith.errors import ModelError
 from lorasmith.memory import machine
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.padded import evaluated
-from lorasmith.memory.peak import base_bytes, plan_memory
+from lorasmith.memory.peak import plan_memory
 from lorasmith.memory.plans import make_plan, with_length
 from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import ENCODER_DECODERS, ENCODERS, UnknownArchitectureError, read_shape
 from lorasmith.memory.speed import flops_per_token
+from lorasmith.memory.weights import base_bytes
 from lorasmith.recipe import Recipe
 
 TASKS = ("text_classification", "token_classification", "question_answering")

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from lorasmith import hardware
 from lorasmith.memory import machine, speed
-from lorasmith.memory.peak import GIB
+from lorasmith.memory.weights import GIB
 from lorasmith.user_cache import user_cache
 
 SMALLEST_DISK = 5  # GiB, below which a model of a billion parameters cannot be fetched

@@ -57,6 +57,19 @@ class Engine:
         """Processes with rows of their own."""
         return max(1, self.processes // self.context)
 
+    @property
+    def label(self) -> str:
+        """Its name for people, such as FSDP2 with offload over 2."""
+        over = "" if self.processes == 1 else f" over {self.processes}"
+        across = f" on {self.machines} machines" if self.machines > 1 else ""
+        rows = f", {self.context} to a row" if self.context > 1 else ""
+        return f"{self.kind}{' with offload' if self.offload else ''}{over}{across}{rows}"
+
+    @property
+    def per_machine(self) -> int:
+        """Processes on one machine."""
+        return -(-self.processes // max(1, self.machines))
+
     def setting(self, name: str, default: Any = None) -> Any:
         """A key of the config."""
         return (self.settings or {}).get(name, default)

@@ -8,8 +8,8 @@ from lorasmith import upstream
 from lorasmith.errors import LorasmithError
 from lorasmith.memory import facts
 from lorasmith.memory.conditions import Setting
-from lorasmith.memory.peak import GIB, base_bytes
 from lorasmith.memory.shapes import read_shape
+from lorasmith.memory.weights import GIB, base_bytes
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_file import read_recipe
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lorasmith.engine import DDP, SINGLE, Engine
 from lorasmith.memory.generation import Generation
 from lorasmith.memory.shape import Linear, Shape
 
@@ -36,7 +37,7 @@ class Setting:
         mixed: Tokens of the longest answer behind another row's prompt, where those are read besides; else 0.
         copied: Whether a frozen copy of the adapter is kept, as the reference.
         checkpointing: none, all, offload (layer inputs in the computer's memory), or every N (of the blocks, one in N).
-        processes: Over which gradients are averaged.
+        processes: Over which gradients are averaged, each with rows of its own.
         generation: How the completions that are trained on are made, if they are.
         target: Tokens of the longest target that a decoder learns to write; 0: there is none.
         target_share: Tokens of a mean target for each of a mean source.
@@ -45,6 +46,7 @@ class Setting:
         decoder_targets: Linear layers of a decoder's block that carry the adapter, in an encoder-decoder.
         outside: Linear layers outside of blocks that carry it.
         head: Weights of the head under its trained copy.
+        engine: How processes share the model; None: DDP over `processes`.
     """
 
     quantization: str
@@ -90,6 +92,12 @@ class Setting:
     decoder_targets: tuple[Linear, ...] = ()
     outside: tuple[Linear, ...] = ()
     head: int = 0
+    engine: Engine | None = None
+
+    @property
+    def shared(self) -> Engine:
+        """How processes share the model."""
+        return self.engine or Engine(DDP if self.processes > 1 else SINGLE, self.processes, cpu=self.device == "cpu")
 
     @property
     def itemsize(self) -> int:

@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasmith.memory.peak import GIB
 from lorasmith.memory.speed import Rate, card_rate, cpu_rate
+from lorasmith.memory.weights import GIB
 
 SPARED = 0.02  # of a card's memory, which its driver keeps
 CPU_SPARED = 0.05  # of the free memory, for the rest of the system
@@ -21,6 +21,8 @@ class Machine:
         budget: Bytes that a process of the run may use on one device.
         count: Devices.
         base: Bytes that a process holds before the model is loaded and that stand in the budget too; 0 on CUDA.
+        host: Bytes of the computer's memory that all processes may use together, beside that of its devices; 0: not
+            known, so that no run is stopped for it.
     """
 
     device: str
@@ -29,6 +31,7 @@ class Machine:
     budget: int
     rate: Rate
     base: int = 0
+    host: int = 0
 
 
 def a_card(gib: float, count: int = 1, name: str = "") -> Machine:

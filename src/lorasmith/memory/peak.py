@@ -10,36 +10,31 @@ from lorasmith.memory.conditions import Setting
 from lorasmith.memory.generation import Generation, making, prompt_bytes
 from lorasmith.memory.kept import head_bytes, kept_bytes, mask_bytes, transient_bytes, unpacked_bytes
 from lorasmith.memory.padded import Batch, eight_bit_inputs, evaluated, padded_moments, reading_bytes
-from lorasmith.memory.shape import Linear, Shape
+from lorasmith.memory.shape import Shape
+from lorasmith.memory.shares import Share, share_of
+from lorasmith.memory.weights import GIB
 
-GIB = 1 << 30
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768  # tile of trl's chunked loss (trl.kernels.chunked_logprob)
 LOGIT_BYTES = {"cpu": 160 << 20, "cuda": 256 << 20}  # of logits in float32 that speed.chunked_loss makes at once
 CUDA_CONTEXT = GIB // 2  # CUDA's own memory and cuBLAS workspaces, outside of torch's allocator; typical, unmeasured
 FRAGMENTATION = 0.03  # of the dynamic memory, lost between blocks of torch's CUDA allocator; assumed until measured
-# Bytes of optimizer state for each trainable parameter. 8-bit states carry a float32 scale per 256.
-OPTIMIZER_BYTES = {
-    "adamw": 8.0,
-    "adam": 8.0,
-    "8bit": 2 + 8 / 256,
-    "paged_32bit": 0.0,
-    "lion": 4.0,
-    "lion_8bit": 1 + 4 / 256,
-    "adagrad": 4.0,
-    "rmsprop": 4.0,
-    "sgd": 0.0,
-    "adafactor": 0.1,
-    "ademamix": 12.0,
-    "ademamix_8bit": 3 + 12 / 256,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes by part, for each moment of a run. On CUDA, `total` counts what torch's allocator does not see too."""
+    """Bytes by part, for each moment of a run. On CUDA, `total` counts what torch's allocator does not see too.
+
+    Attributes:
+        outside: Bytes of a card that communication takes outside of the allocator.
+        host: Bytes of the computer's memory that one process takes while it trains, by part; its device has its own.
+        host_loading: Of it, what weights take while they are read.
+    """
 
     moments: dict[str, dict[str, int]] = field(default_factory=dict)
     device: str = "cuda"
+    outside: int = 0
+    host: dict[str, int] = field(default_factory=dict)
+    host_loading: int = 0
 
     def at(self, moment: str) -> int:
         """Bytes of live tensors at a moment."""
@@ -61,23 +56,28 @@ class Memory:
         if self.device != "cuda":
             return self.tensors
         fixed = sum(self.moments["loaded"].values())
-        return int(self.tensors + FRAGMENTATION * max(0, self.tensors - fixed)) + CUDA_CONTEXT
+        return int(self.tensors + FRAGMENTATION * max(0, self.tensors - fixed)) + CUDA_CONTEXT + self.outside
+
+    @property
+    def host_total(self) -> int:
+        """The computer's memory that one process takes at its worst."""
+        process = self.host.get("process", 0)
+        return max(sum(self.host.values()), process + self.host_loading)
 
 
 def plan_memory(shape: Shape, setting: Setting) -> Memory:
     """The peak of a run, by part and moment, from what is loaded to what is saved."""
     s = setting
+    share = share_of(shape, s)
     trained = s.adapter_weights(shape) + s.whole
-    adapter, gradients = 4 * trained, 4 * trained
-    if s.processes > 1:
-        gradients *= 2  # DDP's buckets
-    fixed = {"base": base_bytes(shape, s), "adapter": adapter} | ({"frozen copy": adapter} if s.copied else {})
+    fixed = {"base": share.base, "adapter": share.adapter} | ({"frozen copy": share.adapter} if s.copied else {})
     fixed |= dict(s.generation.beside) if s.generation is not None else {}
-    running = {**fixed, "optimizer": int(optimizer_bytes(s.optimizer) * trained)}
+    running = {**fixed, "optimizer": share.optimizer, **share.always}
     if s.states and s.device == "cpu" and not s.recomputed(shape.layers):
         running["kept states"] = s.states
-    earlier = gradients if s.accumulation > 1 else 0  # of the micro-batches before
-    casts = 2 * trained if s.itemsize == 2 and not s.fused else 0  # autocast's copies of the adapter
+    earlier = share.accumulated if s.accumulation > 1 else 0  # of the micro-batches before
+    # Autocast's copies of the adapter; FSDP2 gathers it in 16 bit.
+    casts = 2 * trained if s.itemsize == 2 and not s.fused and not share.gathered else 0
     if shape.language_model:
         found = _causal_moments(shape, s, earlier, casts)
     else:
@@ -85,13 +85,33 @@ def plan_memory(shape: Shape, setting: Setting) -> Memory:
         if s.eval_longest:
             parts = evaluated(shape, s, unpacked_bytes(shape, s))
             found["evaluation"] = parts | {"activations": parts.get("activations", 0) + casts}
-    of = {"loss": earlier, "backward": max(earlier, gradients // max(1, shape.layers))}
-    moments = {"loaded": dict(fixed)}
+    of = {"loss": earlier, "backward": max(earlier, share.gradients // max(1, shape.layers)) + share.backward}
+    moments = {"loading": {"base": share.loading}} if share.loading > share.base else {}
+    moments["loaded"] = dict(fixed)
     for name, parts in found.items():
         moments[name] = running | ({"gradients": of[name]} if name in of else {}) | parts
+    if share.gathered:
+        moments = _with_gathered(moments, share, running, earlier)
     last = {"evaluation": moments.pop("evaluation")} if "evaluation" in moments else {}
-    moments |= {"update": running | {"gradients": gradients}, **last, "save": running | {"copies": adapter}}
-    return Memory(moments, s.device)
+    moments |= {"update": running | {"gradients": share.gradients}, **last, "save": running | {"copies": 4 * trained}}
+    return Memory(moments, s.device, share.outside, share.host, share.host_loading)
+
+
+def _with_gathered(
+    moments: dict[str, dict[str, int]], share: Share, running: dict[str, int], earlier: int
+) -> dict[str, dict[str, int]]:
+    """The moments with the weights of other processes, and that of the worst fetch of them."""
+    full = moments["loss"].get("activations", 0)
+    before, behind = share.gathered["start"], share.gathered["gather"]
+    held = (0, before) if before > full + behind else (full, behind)
+    parts = {"gradients": earlier, "activations": held[0], "gathered": held[1]}
+    found = {}
+    for name, one in moments.items():
+        if name == "loss":
+            found["gather"] = running | parts
+        fetched = share.gathered.get(name, max(share.gathered["loss"], share.gathered["backward"]))
+        found[name] = one if name in ("loading", "loaded") else one | {"gathered": fetched}
+    return found
 
 
 def _causal_moments(shape: Shape, s: Setting, earlier: int, casts: int) -> dict[str, dict[str, int]]:
@@ -173,48 +193,6 @@ def reading(shape: Shape, s: Setting, held: int, scored: int) -> dict[str, int]:
     block = transient_bytes(shape, s, tokens) + mask_bytes(shape, s)
     loss = loss_bytes(shape, s, scored_tokens(s, tokens), backward=False)
     return parts | ({"transient": block} if block > loss else {"loss": loss})
-
-
-def base_bytes(shape: Shape, s: Setting) -> int:
-    """The frozen weights."""
-    # A score stands in the output layer's place, untrained beside the one that peft trains; so do other heads.
-    embeddings = shape.embeddings
-    if s.loss in ("score", "classes"):
-        embeddings = shape.vocab * (shape.embedding or shape.hidden)
-        embeddings += shape.hidden if s.loss == "score" else s.head
-    rest = shape.other + embeddings
-    linear = sum(linear_bytes(one, s, shape.never_quantized) for one in shape.outside)
-    for stack in (shape, shape.decoder):
-        if stack is not None:
-            linear += stack.layers * sum(linear_bytes(one, s, stack.never_quantized) for one in stack.linears)
-            rest += stack.layers * stack.block_other
-    return int(linear + rest * s.itemsize)
-
-
-def linear_bytes(one: Linear, s: Setting, never_quantized: tuple[str, ...]) -> float:
-    """A frozen linear layer with its bias."""
-    bias = one.outputs * s.itemsize if one.bias else 0
-    if s.quantization == "none" or one.leaf in never_quantized:
-        return bias + one.weights * s.itemsize
-    if s.quantization == "int8":
-        return bias + one.weights + 4 * one.outputs
-    # Absmax of blocks of 64 in 8 bit, theirs of blocks of 256 in float32, and two code tables (QLoRA).
-    blocks = -(-one.weights // 64)
-    return bias + one.weights / 2 + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
-
-
-def optimizer_bytes(name: str) -> float:
-    """Bytes of state for each trainable parameter, of an optimizer by transformers' name."""
-    if "paged" in name:
-        return OPTIMIZER_BYTES["paged_32bit"]
-    eight = "8bit" in name
-    if "ademamix" in name:
-        return OPTIMIZER_BYTES["ademamix_8bit" if eight else "ademamix"]
-    if "lion" in name:
-        return OPTIMIZER_BYTES["lion_8bit" if eight else "lion"]
-    if eight:
-        return OPTIMIZER_BYTES["8bit"]
-    return next((size for key, size in OPTIMIZER_BYTES.items() if name.startswith(key)), OPTIMIZER_BYTES["adamw"])
 
 
 def loss_bytes(shape: Shape, s: Setting, scored: int, backward: bool = True) -> int:

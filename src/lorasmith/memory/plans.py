@@ -6,16 +6,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorasmith import upstream
+from lorasmith.engine import DDP, SINGLE, Engine
 from lorasmith.errors import FitError, ModelError, RecipeError
 from lorasmith.memory import fit
 from lorasmith.memory.conditions import Setting
 from lorasmith.memory.fit import Proposal, Workload
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, SFT, Method
-from lorasmith.memory.peak import GIB, Memory, plan_memory
+from lorasmith.memory.peak import Memory, plan_memory
 from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shape import Shape
 from lorasmith.memory.speed import keep_machine_facts, machine_facts, update_seconds
+from lorasmith.memory.weights import GIB
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import group_size
 
@@ -54,7 +56,17 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the run fits."""
-        return self.needed <= self.machine.budget
+        return self.needed <= self.machine.budget and (not self.machine.host or self.host <= self.machine.host)
+
+    @property
+    def host(self) -> int:
+        """Bytes of the computer's memory that the processes of one machine take together; 0 on a CPU."""
+        return self.memory.host_total * self.setting.shared.per_machine
+
+    @property
+    def engine(self) -> Engine:
+        """How processes share the model."""
+        return self.setting.shared
 
     @property
     def updates(self) -> int:
@@ -72,12 +84,18 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Tokens without padding that the whole run trains."""
-        return round(self.updates * self.recipe.run.effective_batch * self.method.sequences * self.rows.mean)
+        return round(
+            self.updates
+            * self.recipe.run.effective_batch
+            * self.method.sequences
+            * self.rows.mean
+            * self.engine.context
+        )
 
     @property
     def seconds(self) -> float:
         """Of the training itself."""
-        return self.tokens / (self.speed * self.setting.processes)
+        return self.tokens / (self.speed * self.engine.processes)
 
     @property
     def disk(self) -> int:
@@ -101,12 +119,23 @@ class Plan:
     def kind(self) -> str:
         """What runs of like speed share: the model, the method and the settings that its speed hangs on."""
         one = self.setting
-        how = (one.quantization, one.dtype, self.recipe.adapter.method, one.checkpointing, str(one.processes))
+        how = (one.quantization, one.dtype, self.recipe.adapter.method, one.checkpointing, *self._engine_kind())
         by = () if self.method == SFT else (self.method.name,)
         return "|".join((self.machine.name, self.recipe.model.name, *how, *by))
 
+    def _engine_kind(self) -> tuple[str, ...]:
+        engine = self.engine
+        if engine.kind in (SINGLE, DDP) and engine.machines == 1:
+            return (str(engine.processes),)
+        ways = ["offload"] * engine.offload + ["kept whole"] * (engine.shards_weights and not engine.reshard)
+        ways += [f"context {engine.context}"] * (engine.context > 1)
+        return (f"{engine.processes} on {engine.machines}", engine.kind, *ways)
+
     def line(self) -> str:
         """The verdict in a sentence."""
+        if self.needed <= self.machine.budget and not self.fits:
+            asked, has = self.host / GIB, self.machine.host / GIB
+            return f"plan: {asked:.1f} of {has:.1f} GiB of the computer's memory: does not fit"
         room = (self.machine.budget - self.needed) / GIB
         verdict = f"fits, {room:.2f} GiB to spare" if self.fits else f"does not fit, {-room:.2f} GiB too much"
         return f"plan: {self.needed / GIB:.2f} of {self.machine.budget / GIB:.2f} GiB: {verdict}"
@@ -162,6 +191,12 @@ class Plan:
 
     def error(self) -> FitError:
         """The verdict of a run that does not fit, with what mends it."""
+        if self.needed <= self.machine.budget:
+            return FitError(
+                f"the processes of a machine need {self.host / GIB:.1f} GiB of the computer's memory under "
+                f"{self.engine.label}; it has {self.machine.host / GIB:.1f}. Take an engine that keeps less there "
+                "(python scripts/plan.py RECIPE --gpus NxGIB shows all), or a smaller model."
+            )
         ways = "; or ".join(proposal.text() for proposal in self.proposals[:3])
         what = f"Make it fit with: {ways}." if ways else "No setting of this recipe makes it fit: take a smaller model."
         needed, has = self.needed / GIB, self.machine.budget / GIB
@@ -182,17 +217,25 @@ class Plan:
             "tokens_per_second": round(self.speed, 1),
             "why": self.why,
             "kind": self.kind,
+            "engine": self.engine.label,
         }
 
 
 def make_plan(
-    recipe: Recipe, shape: Shape, rows: Rows, machine: Machine, processes: int = 1, method: str = "sft"
+    recipe: Recipe,
+    shape: Shape,
+    rows: Rows,
+    machine: Machine,
+    processes: int = 1,
+    method: str = "sft",
+    engine: Engine | None = None,
 ) -> Plan:
     """Plan a run; where the recipe says auto, the fastest setting that fits is chosen.
 
     Args:
-        processes: Devices that share the effective batch.
+        processes: Devices that share the effective batch under DDP.
         method: The training script, a key of METHODS.
+        engine: How processes share batch and model, in place of DDP over `processes`.
 
     Raises:
         RecipeError: If a device's share of the effective batch is less than the method's smallest micro-batch, or what
@@ -200,8 +243,10 @@ def make_plan(
     """
     by = METHODS[method]
     rows = rows.completed(completion_length(recipe)) if by.generates else rows
+    if engine is not None:
+        processes, rows = engine.replicas, rows.shared(engine.context)
     per_process = by.sequences * max(1, recipe.run.effective_batch // processes)
-    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by, machine.budget)
+    setting, notes = setting_of(recipe, shape, rows, machine.device, processes, by, machine.budget, engine)
     work = Workload(shape, _sample(rows.lengths), per_process, machine.rate, by)
     wanted, recompute = recipe.run.micro_batch, recipe.run.gradient_checkpointing
     sizes = work.micro_batches() if wanted == "auto" else [wanted * by.sequences]

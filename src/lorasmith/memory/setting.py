@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorasmith import upstream
+from lorasmith.engine import Engine
 from lorasmith.errors import ModelError
 from lorasmith.memory.beside import models_beside
 from lorasmith.memory.conditions import Setting
@@ -58,6 +59,15 @@ class Rows:
         """Tokens of a mean sequence."""
         return sum(self.lengths) / max(1, len(self.lengths))
 
+    def shared(self, context: int) -> "Rows":
+        """A process's part of each row, where so many share it."""
+        if context == 1:
+            return self
+        parts = {
+            name: -(-getattr(self, name) // context) for name in ("longest", "supervised", "eval_longest", "prompt")
+        }
+        return replace(self, lengths=[-(-length // context) for length in self.lengths], pairs=(), **parts)
+
     def completed(self, tokens: int) -> "Rows":
         """Prompts, each with a completion of so many tokens behind it."""
         longer = [length + tokens for length in self.lengths]
@@ -67,13 +77,22 @@ class Rows:
 
 
 def setting_of(
-    recipe: Recipe, shape: Shape, rows: Rows, device: str, processes: int = 1, by: Method = SFT, budget: int = 0
+    recipe: Recipe,
+    shape: Shape,
+    rows: Rows,
+    device: str,
+    processes: int = 1,
+    by: Method = SFT,
+    budget: int = 0,
+    engine: Engine | None = None,
 ) -> tuple[Setting, tuple[str, ...]]:
     """What memory depends on, from a recipe, and notes on what the plan does not know.
 
     Args:
         rows: Those of grpo.py with their completions.
+        processes: Those with rows of their own.
         budget: Bytes of the device, of which vLLM takes a share.
+        engine: How processes share the model; None: DDP.
     """
     adapter, trainer, notes = recipe.adapter, recipe.trainer, []
     options = dict(adapter.options)
@@ -111,7 +130,14 @@ def setting_of(
     attention = shape.attention if recipe.model.attention == "auto" else recipe.model.attention
     apart = attention == "sdpa" or attention.startswith("flash_attention")
     flat = recipe.speed.padding_free and apart and method not in PROMPT_METHODS and not by.padded
-    keeps_states = below > 0 and flat and recipe.speed.frozen_cache and by.frozen_cache and processes == 1
+    keeps_states = (
+        below > 0
+        and flat
+        and recipe.speed.frozen_cache
+        and by.frozen_cache
+        and processes == 1
+        and (engine is None or engine.processes == 1)
+    )
     mixed = by.mixed and trainer.get("loss_type", "kto") == "kto"
     lengths, made = sorted(rows.lengths, reverse=True)[:LONGEST_ROWS], None
     if by.generates:
@@ -166,6 +192,7 @@ def setting_of(
         decoder_targets=shape.decoder.targets(targets, excluded) if shape.decoder is not None else (),
         outside=shape.outside if targets == "all-linear" else (),
         head=head,
+        engine=engine,
     )
     return setting, tuple(notes)
 

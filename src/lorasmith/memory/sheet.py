@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from lorasmith.memory import facts, fit
-from lorasmith.memory.peak import GIB, plan_memory
+from lorasmith.memory.peak import plan_memory
 from lorasmith.memory.plans import Plan
 from lorasmith.memory.shapes import read_shape
+from lorasmith.memory.weights import GIB
 
 LONGEST_ROW = 1 << 22  # tokens that a search tries
 

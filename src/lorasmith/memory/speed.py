@@ -7,6 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasmith.memory.communication import (
+    GLOO,
+    PCIE,
+    Links,
+    fetch_seconds,
+    links_of,
+    update_waiting_seconds,
+    waited_seconds,
+)
 from lorasmith.memory.conditions import Setting
 from lorasmith.memory.generation import cache_bytes
 from lorasmith.memory.shape import Shape
@@ -63,11 +72,13 @@ class Rate:
         flops: Useful FLOP/s in training's matrix products.
         bytes: Memory bandwidth in bytes/s.
         why: Where the figure comes from.
+        links: Between its processes.
     """
 
     flops: float
     bytes: float
     why: str
+    links: Links = PCIE
 
 
 def card_of(gib: float, name: str = "") -> Card:
@@ -78,20 +89,23 @@ def card_of(gib: float, name: str = "") -> Card:
     return next((card for card in CARDS if card.gib >= gib), CARDS[-1])
 
 
-def card_rate(gib: float, name: str = "") -> Rate:
-    """What a known card is assumed to do."""
+def card_rate(gib: float, name: str = "", network: float = 0.0) -> Rate:
+    """What a known card is assumed to do.
+
+    Args:
+        network: Gbit/s between machines of such cards; 0 for one machine.
+    """
     card = card_of(gib, name)
     why = f"{SHARE_OF_PEAK:.0%} of the data sheet of an {card.name} assumed, {card.tflops:g} TFLOP/s"
-    return Rate(card.tflops * 1e12 * SHARE_OF_PEAK, card.gbps * 1e9, why)
+    return Rate(card.tflops * 1e12 * SHARE_OF_PEAK, card.gbps * 1e9, why, links_of(card.name, network))
 
 
 def cpu_rate(threads: int) -> Rate:
     """What this CPU does, from the last measurement of a script that loads torch, else from a short one by numpy."""
     known = machine_facts().get("matmul")
     if known:
-        return Rate(
-            known["flops"] * SHARE_OF_MATMUL, 1e10, f"from its matmul rate, {known['flops'] / 1e9:,.0f} GFLOP/s"
-        )
+        why = f"from its matmul rate, {known['flops'] / 1e9:,.0f} GFLOP/s"
+        return Rate(known["flops"] * SHARE_OF_MATMUL, 1e10, why, GLOO)
     import numpy as np
 
     left = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
@@ -101,7 +115,8 @@ def cpu_rate(threads: int) -> Rate:
         left @ left
         best = min(best, time.perf_counter() - start)
     flops = 2 * 768**3 / best
-    return Rate(flops * SHARE_OF_MATMUL, 1e10, f"from its matmul rate, {flops / 1e9:,.0f} GFLOP/s on {threads} threads")
+    why = f"from its matmul rate, {flops / 1e9:,.0f} GFLOP/s on {threads} threads"
+    return Rate(flops * SHARE_OF_MATMUL, 1e10, why, GLOO)
 
 
 def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervised: float = 1.0) -> float:
@@ -137,8 +152,14 @@ def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervis
     return total + forward * setting.recomputed(shape.layers) / shape.layers
 
 
-def micro_batch_seconds(shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float) -> float:
-    """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, and the blocks' overhead."""
+def micro_batch_seconds(
+    shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float, fetch: float = 0.0
+) -> float:
+    """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, the blocks' overhead, and waiting.
+
+    Args:
+        fetch: Seconds to fetch a sharded model's weights once.
+    """
     passes = 2 + setting.readings + setting.recomputed(shape.layers) / shape.layers
     layers = shape.layers + (shape.decoder.layers if shape.decoder is not None else 0)
     weights = sum(one.layers * one.block_weights for one in (shape, shape.decoder) if one is not None)
@@ -151,7 +172,8 @@ def micro_batch_seconds(shape: Shape, setting: Setting, tokens: float, rate: Rat
         seconds *= 1.26  # PEFT's method comparison, L40S
     if setting.checkpointing == "offload":
         seconds += 2 * tokens * shape.hidden * 2 * shape.layers / 12e9 * 0.2  # PCIe, mostly behind the arithmetic
-    return seconds + LAYER_SECONDS[setting.device] * layers * passes / 2
+    seconds += LAYER_SECONDS[setting.device] * layers * passes / 2
+    return seconds + waited_seconds(setting, fetch, seconds, passes, layers + 2)
 
 
 def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effective: int, rate: Rate) -> float:
@@ -162,13 +184,16 @@ def tokens_per_second(shape: Shape, setting: Setting, lengths: list[int], effect
         effective: Rows an update on one device, sorted by length among themselves as the trainer does.
     """
     seconds, tokens = 0.0, 0
+    fetch = fetch_seconds(shape, setting, rate.links)
+    updating = update_waiting_seconds(shape, setting, rate.links)
     mean = sum(length * length for length in lengths) / max(1, sum(lengths))
     for start in range(0, len(lengths), effective):
         window = sorted(lengths[start : start + effective], reverse=True)
+        seconds += updating * len(window) / effective
         for first in range(0, len(window), setting.micro_batch):
             batch = window[first : first + setting.micro_batch]
             padded = sum(batch) if setting.flat else batch[0] * len(batch)
-            seconds += micro_batch_seconds(shape, setting, padded, rate, mean)
+            seconds += micro_batch_seconds(shape, setting, padded, rate, mean, fetch)
             tokens += sum(batch)
     return tokens / seconds
 
@@ -194,6 +219,7 @@ def generation_seconds(shape: Shape, setting: Setting, prompt: float, rate: Rate
     moved = size * shape.used_weights + setting.itemsize * head + 3 * cache
     overhead = LAYER_SECONDS[setting.device] / 2 * shape.layers
     token = max((flops + 2.0 * head * setting.generated) / rate.flops, moved / rate.bytes) + overhead
+    token = max(token, fetch_seconds(shape, setting, rate.links))
     return prompt * flops / rate.flops + overhead + one.completion * token
 
 
@@ -212,7 +238,9 @@ def update_seconds(shape: Shape, setting: Setting, lengths: list[int], rate: Rat
     elif one.shared:
         alone = setting.micro_batch - one.prompts(setting.micro_batch, setting.steps)
         tokens -= alone * (mean - one.completion - 1)
-    training = setting.accumulation * micro_batch_seconds(shape, setting, tokens, rate, mean)
+    fetch = fetch_seconds(shape, setting, rate.links)
+    training = setting.accumulation * micro_batch_seconds(shape, setting, tokens, rate, mean, fetch)
+    training += update_waiting_seconds(shape, setting, rate.links)
     generations = setting.accumulation / (setting.steps * one.iterations)
     return generations * generation_seconds(shape, setting, mean - one.completion, rate), training
 
