@@ -34,10 +34,14 @@ class Machine:
     host: int = 0
 
 
-def a_card(gib: float, count: int = 1, name: str = "") -> Machine:
-    """A GPU of this much memory, empty."""
+def a_card(gib: float, count: int = 1, name: str = "", network: float = 0.0) -> Machine:
+    """A GPU of this much memory, empty, or several.
+
+    Args:
+        network: Gbit/s to other machines of its like; 0: there are none.
+    """
     label = name or f"{gib:g} GiB GPU"
-    return Machine("cuda", label, count, int(gib * GIB * (1 - SPARED)), card_rate(gib, name))
+    return Machine("cuda", label, count, int(gib * GIB * (1 - SPARED)), card_rate(gib, name, network))
 
 
 def this_machine() -> Machine:
@@ -45,7 +49,8 @@ def this_machine() -> Machine:
     found = gpus()
     if found:
         name, _, free = min(found, key=lambda one: one[2])
-        return Machine("cuda", name, len(found), int(free * (1 - SPARED)), card_rate(found[0][1] / GIB, name))
+        rate, room = card_rate(found[0][1] / GIB, name), int(free * (1 - SPARED))
+        return Machine("cuda", name, len(found), room, rate, host=free_memory())
     return this_cpu()
 
 

@@ -88,7 +88,7 @@ def share_of(shape: Shape, s: Setting) -> Share:
     always = {"buckets": 4 * weights} if engine.kind == DDP else {}
     states = int(optimizer_bytes(s.optimizer) * weights)
     base, gradients = base_bytes(shape, s), 4 * weights
-    return Share(base, 4 * weights, states, gradients, gradients, always, 0, {}, outside, base, {}, 0)
+    return Share(base, 4 * weights, states, gradients, gradients, always, 0, {}, outside, base, _host(engine, {}), 0)
 
 
 def _fsdp(shape: Shape, s: Setting, engine: Engine, outside: int) -> Share:

@@ -32,7 +32,7 @@ def table(plan: Plan) -> list[str]:
         f"{bits}; {plan.recipe.adapter.method} rank {setting.rank} on {across}, {weights:,} weights",
         f"{rows} ({plan.rows.why})",
         f"machine: {plan.machine.count} x {plan.machine.name}"
-        + (f", DDP over {setting.processes}" if setting.processes > 1 else ""),
+        + (f", {setting.shared.label}" if setting.shared.processes > 1 else ""),
         "",
         f"{unit:<12}" + "".join(f"{part:>{width}}" for part, width in zip(parts, wide, strict=True)) + f"{'all':>8}",
     ]

@@ -155,7 +155,7 @@ def flops_per_token(shape: Shape, setting: Setting, mean_length: float, supervis
 def micro_batch_seconds(
     shape: Shape, setting: Setting, tokens: float, rate: Rate, mean_length: float, fetch: float = 0.0
 ) -> float:
-    """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, the blocks' overhead, and waiting.
+    """One micro-batch of padded `tokens`: arithmetic, unpacking of quantized weights, blocks' overhead, and waiting.
 
     Args:
         fetch: Seconds to fetch a sharded model's weights once.

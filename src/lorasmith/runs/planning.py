@@ -8,6 +8,7 @@ from lorasmith.console import say
 from lorasmith.data.examples import PreparedTask
 from lorasmith.data.pair_tokens import PairTokens
 from lorasmith.data.prepare import Prepared
+from lorasmith.engine import this_engine
 from lorasmith.errors import ModelError
 from lorasmith.hardware import Hardware
 from lorasmith.memory import fit, machine, speed
@@ -21,6 +22,7 @@ from lorasmith.runs.settings import world_size
 from lorasmith.speed.batches import WORTH_SHARING
 
 STEPS = "steps_per_generation"
+ASSUMED_NETWORK = 100  # Gbit/s between machines
 LARGEST_UNPLANNED = 8  # sequences of a micro-batch where there is no plan
 
 
@@ -57,7 +59,7 @@ def plan_run(
         say(f"plan: not made. {error}")
         micro = _unplanned(recipe, METHODS[method])
         return _settled(recipe, micro, recipe.run.gradient_checkpointing is True), {}, None
-    plan = make_plan(recipe, shape, rows_of(prepared), machine_of(device), world_size(), method)
+    plan = make_plan(recipe, shape, rows_of(prepared), machine_of(device), method=method, engine=this_engine())
     for line in plan.lines():
         say(line)
     if not plan.fits:
@@ -112,14 +114,18 @@ def _laid_down(pair: PairTokens) -> int:
 
 def machine_of(device: Hardware) -> Machine:
     """What this process may use of its device."""
-    processes = world_size()
+    engine = this_engine()
+    processes, together = engine.processes, engine.per_machine
     if device.device == "cpu":
         cpu = machine.this_cpu(base=int(hardware.memory_gib(device) * 2**30) + machine.TRL)
-        return replace(cpu, name=device.name, budget=cpu.budget // processes)
+        rate = replace(cpu.rate, flops=cpu.rate.flops / together)  # which share the cores
+        return replace(cpu, name=device.name, budget=cpu.budget // together, rate=rate)
     # Free memory differs a little between the cards of one run, and all ranks must choose the same.
     size = hardware.free_gpu_bytes() if processes == 1 else int((device.memory_gib - 0.7) * 2**30)
     budget = int(size * (1 - machine.SPARED))
-    return Machine("cuda", device.name, device.count, budget, speed.card_rate(device.memory_gib, device.name))
+    rate = speed.card_rate(device.memory_gib, device.name, ASSUMED_NETWORK if engine.machines > 1 else 0.0)
+    host = machine.free_memory() if engine.offload else 0
+    return Machine("cuda", device.name, device.count, budget, rate, host=host)
 
 
 def _settled(recipe: Recipe, micro_batch: int, recompute: bool | int | str, steps: int = 0) -> Recipe:
