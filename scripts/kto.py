@@ -13,6 +13,8 @@ from typing import Any
 
 from lorasmith import offline
 from lorasmith.console import say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -26,6 +28,7 @@ def main() -> None:
     arguments = training_parser(__doc__).parse_intermixed_args()
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, "kto")
+    check_engine(this_engine(), requested, "kto")
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:

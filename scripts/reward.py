@@ -14,6 +14,8 @@ from typing import Any
 
 from lorasmith import offline
 from lorasmith.console import say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import LorasmithError, UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -32,6 +34,7 @@ def main() -> None:
         raise LorasmithError("--output, --base and --trust-remote-code go with --score.")
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, "reward")
+    check_engine(this_engine(), requested, "reward")
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:
