@@ -3,9 +3,9 @@
     python benchmarks/engine_memory.py [--only TEXT]     # writes benchmarks/engine_memory.json
 
 Each cell makes a model with random weights, large enough that weights outweigh the rest, and trains three updates
-through the script's own trainer, launched by accelerate. What torch's allocator hands out is added up from the
-profiler's events, under FSDP2 from the moment that the model is shared out. The first and the last process are measured;
-the larger counts. Loading is not measured: on a CPU the shards and the model they are cut from share one memory.
+through the script's own trainer, launched by accelerate. What torch's allocator hands out in each step and each update is added up from the
+profiler's events, over the tensors that live when it begins. The first and the last process are measured; the larger
+counts. DDP's buckets lie outside of Python's sight and are left out on both sides. Loading is not measured: on a CPU the shards and the model they are cut from share one memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MODELS = {
     "qwen3-32M": {"model_type": "qwen3", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
                   "head_dim": 64, "num_key_value_heads": 4, "tie_word_embeddings": True},
 }  # fmt: skip
-MOMENTS = {"forward": ("gather", "loss"), "backward": ("backward",), "update": ("update",)}  # of the plan
+MOMENTS = {"step": ("gather", "loss", "backward"), "update": ("update",)}  # of the plan
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def cells() -> list[Cell]:
         plain = Cell("FSDP2", processes)
         found += [plain, Cell("FSDP2", processes, "qwen3-32M"), Cell("FSDP2", processes, accumulation=2, rank=64)]
         found += [Cell("FSDP2", processes, checkpointing=True, length=512), Cell("FSDP2", processes, levers=False)]
-        found += [Cell("FSDP2", processes, quantization="nf4", levers=False), Cell("FSDP2", processes, reshard=False)]
+        found += [Cell("FSDP2", processes, quantization="nf4"), Cell("FSDP2", processes, reshard=False)]
     return found
 
 
@@ -125,21 +125,19 @@ def measure(cell: Cell, bases: Path) -> dict[str, Any]:
         trained = settings.make_config(SFTConfig, recipe, machine)
         base = {"name": recipe.model.name, "revision": None, "folder": recipe.model.name}
         rows = type("Rows", (), {"train": train, "eval": []})
-        # gloo's own threads let go of what they have sent.
-        threads = torch.profiler._ExperimentalConfig(profile_all_threads=True)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        profile = torch.profiler.profile(activities=activities, profile_memory=True, experimental_config=threads)
-        held: list[int] = []
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        loaded: list[int] = []
+        known_bytes: list[int] = []
 
         class Measured(TrainerCallback):
             """Begins once the model is shared out."""
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if cell.engine != "DDP":
-                    held.append(held_bytes(kwargs["model"]))
-                    profile.start()
+                loaded.append(held_bytes(kwargs["model"]))
+                profile.start()
 
             def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+                known_bytes.append(live_bytes())
                 self.mark = torch.profiler.record_function("moment update")
                 self.mark.__enter__()
 
@@ -154,17 +152,21 @@ def measure(cell: Cell, bases: Path) -> dict[str, Any]:
             recipe, trained, base, model, tokenizer, [], rows, [watch, Measured()]
         )
         del model
-        trainer.compute_loss = marked(trainer.compute_loss, "moment forward")
-        trainer.accelerator.backward = marked(trainer.accelerator.backward, "moment backward")
-        if cell.engine == "DDP":  # its buckets are made before training begins, beside a model that stays
-            held.append(held_bytes(trainer.model))
-            profile.start()
+        compute_loss = trainer.compute_loss
+
+        def counted_first(*args: Any, **kwargs: Any) -> Any:
+            known_bytes.append(live_bytes())
+            return compute_loss(*args, **kwargs)
+
+        trainer.compute_loss = counted_first
+        trainer.training_step = marked(trainer.training_step, "moment step")
         trainer.train()
-    found = peaks(profile, held[0])
+    found = {"loaded": loaded[0]} | peaks(profile, known_bytes)
     planned = {
         name: max(plan.memory.at(one) for one in of if one in plan.memory.moments) for name, of in MOMENTS.items()
     }
-    planned["loaded"] = plan.memory.at("loaded")
+    buckets = plan.memory.moments["update"].get("buckets", 0)
+    planned = {name: size - buckets for name, size in planned.items()} | {"loaded": plan.memory.at("loaded")}
     return {
         "planned_gib": {name: round(planned[name] / GIB, 5) for name in found},
         "measured_gib": {name: round(size / GIB, 5) for name, size in found.items()},
@@ -200,21 +202,42 @@ def held_bytes(model: Any) -> int:
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in local}.values())
 
 
-def peaks(profile: Any, held: int) -> dict[str, int]:
-    """The most bytes at any time of each moment."""
+def live_bytes() -> int:
+    """Bytes of every tensor that Python knows of, each storage once; no others are held between two steps.
+
+    DDP's buckets are not among them.
+    """
+    import gc
+
+    import torch
+
+    sizes = {}
+    for one in gc.get_objects():
+        if not isinstance(one, torch.Tensor) or type(one).__name__ in ("DTensor", "FakeTensor"):
+            continue
+        for tensor in (one, one.grad if one.is_leaf else None):  # torch alone knows of a gradient until it is asked
+            if tensor is not None:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def peaks(profile: Any, known: list[int]) -> dict[str, int]:
+    """The most bytes at any time of each moment.
+
+    Args:
+        known: Bytes at the start of each moment, in their order. What gloo's threads let go is no event, so the sum is
+            set right there.
+    """
     events = profile.profiler.kineto_results.events()
-    spans = [
-        (one.start_ns(), one.end_ns(), one.name().removeprefix("moment "))
-        for one in events
-        if one.name().startswith("moment ")
-    ]
+    moments = [one for one in events if one.name().startswith("moment ")]
+    starts = sorted((one.start_ns(), one.end_ns(), one.name().removeprefix("moment ")) for one in moments)
     changes = sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]")
-    found = {"loaded": held}
-    now, spans = held, sorted(spans)
-    for when, size in changes:
-        now += size
-        for start, end, name in spans:
+    found: dict[str, int] = {}
+    for (start, end, name), now in zip(starts, known, strict=True):
+        for when, size in changes:
             if start <= when <= end:
+                now += size
                 found[name] = max(found.get(name, 0), now)
     return found
 

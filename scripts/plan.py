@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lorasmith.console import say
 from lorasmith.engine import read_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import LorasmithError, RecipeError
 from lorasmith.memory import facts, machine, offers, sheet
 from lorasmith.memory.machine import Machine
@@ -94,10 +95,7 @@ def planned(
     asked = arguments.gpus or (target.device == "cuda" and arguments.gpu != "auto")
     engine = read_engine(arguments.engine, target.count * machines if asked else None)
     engine = replace(engine, machines=max(engine.machines, machines))
-    offers.check_rows(recipe, engine.replicas)
-    why = offers.cannot(engine, recipe)
-    if why:
-        raise RecipeError(f"{arguments.engine}: {engine.kind} cannot train {arguments.recipe}: {why}.")
+    check_engine(engine, recipe, method, here=False)
     plan = make_plan(recipe, shape, rows, target, method=method, engine=engine)
     return [offers.Offer(arguments.engine.stem, engine, plan)]
 

@@ -18,11 +18,12 @@ SHARDED_METHODS = ("lora", "dora")  # of adapters, shown to train alike sharded 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 
-def check_engine(engine: Engine, recipe: Recipe, method: str) -> None:
+def check_engine(engine: Engine, recipe: Recipe, method: str, here: bool = True) -> None:
     """Refuse what would fail, hang or train something else under this engine.
 
     Args:
         method: The training script.
+        here: Whether it is to run on this machine, with the packages that are installed.
 
     Raises:
         RecipeError: With the line to change.
@@ -37,7 +38,7 @@ def check_engine(engine: Engine, recipe: Recipe, method: str) -> None:
     if engine.kind == FSDP2:
         _check_fsdp(engine)
     if engine.kind.startswith(ZERO):
-        _check_deepspeed(engine, recipe)
+        _check_deepspeed(engine, recipe, here)
     if engine.context > 1:
         _check_context(engine, recipe, method)
     if engine.shards_weights:
@@ -115,7 +116,7 @@ def _check_fsdp(engine: Engine) -> None:
         )
 
 
-def _check_deepspeed(engine: Engine, recipe: Recipe) -> None:
+def _check_deepspeed(engine: Engine, recipe: Recipe, here: bool) -> None:
     if engine.cpu:
         raise _wrong(f"{engine.kind} with use_cpu", "DeepSpeed needs GPUs", f"Take {FOLDER}/cpu_2_processes_fsdp2.yaml")
     file = engine.setting("deepspeed_config_file")
@@ -140,7 +141,7 @@ def _check_deepspeed(engine: Engine, recipe: Recipe) -> None:
             "it shards unquantized weights",
             f"Take {FOLDER}/fsdp2.yaml, or write model.quantization=none",
         )
-    if importlib.util.find_spec("deepspeed") is None:
+    if here and importlib.util.find_spec("deepspeed") is None:
         raise _wrong(f"{engine.kind}, and deepspeed is not installed", "expected it", "pip install deepspeed")
 
 

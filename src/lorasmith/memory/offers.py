@@ -1,8 +1,9 @@
 """The engines that several GPUs offer for a run, each of them planned, and the one to take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lorasmith.engine import DDP, FSDP1, FSDP2, SINGLE, ZERO, Engine
+from lorasmith.engine import DDP, FSDP2, SINGLE, ZERO, Engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import RecipeError
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.plans import Plan, make_plan
@@ -70,39 +71,24 @@ def offers(
         RecipeError: If the rows of an update cannot be shared out evenly.
     """
     processes = machine.count * machines
-    check_rows(recipe, processes)
     kinds = ENGINES if processes > 1 else {"one_gpu": (SINGLE, False)}
+    check_engine(Engine(DDP, processes, machines), recipe, method)  # any engine shares out the rows of an update
     found = []
     for config, (kind, offload) in kinds.items():
         engine = Engine(kind, processes, machines, machine.device == "cpu", offload)
-        why = cannot(engine, recipe)
+        why = cannot(engine, recipe, method)
         plan = None if why else make_plan(recipe, shape, rows, machine, method=method, engine=engine)
         found.append(Offer(config, engine, plan, why))
     return found
 
 
-def check_rows(recipe: Recipe, processes: int) -> None:
-    """Refuse a number of rows that processes cannot share.
-
-    Raises:
-        RecipeError: Naming the key.
-    """
-    if recipe.run.effective_batch % processes:
-        raise RecipeError(
-            f"run.effective_batch is `{recipe.run.effective_batch}`; expected a multiple of {processes} devices, which "
-            "share the rows of an update."
-        )
-
-
-def cannot(engine: Engine, recipe: Recipe) -> str:
+def cannot(engine: Engine, recipe: Recipe, method: str) -> str:
     """Why an engine cannot train a recipe, or nothing."""
-    bits, optimizer = recipe.model.quantization, str(recipe.trainer.get("optim", ""))
-    if engine.kind == f"{ZERO}-3" and bits != "none":
-        return "DeepSpeed cuts no quantized weights"
-    if engine.shards_weights and bits == "int8":
-        return "8-bit weights cannot be cut"
-    if engine.kind in (FSDP1, FSDP2) and ("8bit" in optimizer or "paged" in optimizer):
-        return f"{optimizer} knows no weights that are cut"
+    asked = {"zero3_save_16bit_model": True}
+    try:
+        check_engine(replace(engine, settings=asked), recipe, method, here=False)
+    except RecipeError as error:
+        return str(error).partition("; ")[2].partition(". ")[0]
     return ""
 
 
