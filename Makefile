@@ -58,3 +58,4 @@ reference: .venv/installed
 	$(BIN)/python docs/make_reliability.py > docs/reliability.md
 	$(BIN)/python docs/make_troubleshooting.py > docs/troubleshooting.md
 	$(BIN)/python docs/make_learning.py > docs/learning.md
+	$(BIN)/python docs/make_scaling.py > docs/scaling.md

@@ -227,19 +227,34 @@ def peaks(profile: Any, known: list[int]) -> dict[str, int]:
 
     Args:
         known: Bytes at the start of each moment, in their order. What gloo's threads let go is no event, so the sum is
-            set right there.
+            set right there, and wherever a block is handed out whose address was still taken.
     """
-    events = profile.profiler.kineto_results.events()
-    moments = [one for one in events if one.name().startswith("moment ")]
+    results = profile.profiler.kineto_results
+    moments = [one for one in results.events() if one.name().startswith("moment ")]
     starts = sorted((one.start_ns(), one.end_ns(), one.name().removeprefix("moment ")) for one in moments)
-    changes = sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]")
+    changes = sorted(allocations(results.experimental_event_tree()))
     found: dict[str, int] = {}
     for (start, end, name), now in zip(starts, known, strict=True):
-        for when, size in changes:
-            if start <= when <= end:
-                now += size
-                found[name] = max(found.get(name, 0), now)
+        taken: dict[int, int] = {}
+        for when, address, size in changes:
+            if not start <= when <= end:
+                continue
+            before = taken.pop(address, 0)
+            now += size - before if size > 0 else size
+            if size > 0:
+                taken[address] = size
+            found[name] = max(found.get(name, 0), now)
     return found
+
+
+def allocations(events: list[Any]) -> Any:
+    """Time, address and bytes of what was handed out, less than 0 where it was given back, in a tree of events."""
+    import torch
+
+    for one in events:
+        if one.tag == torch._C._profiler._EventType.Allocation:
+            yield one.start_time_ns, one.extra_fields.ptr, one.extra_fields.alloc_size
+        yield from allocations(one.children)
 
 
 def make_bases(folder: Path) -> None:

@@ -15,7 +15,7 @@ from lorasmith.recipe import load_recipe
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["reference", "memory", "reliability", "learning"])
+@pytest.mark.parametrize("name", ["reference", "memory", "reliability", "learning", "scaling"])
 def test_a_page_that_is_made_is_current(name):
     made = subprocess.run(
         [sys.executable, f"docs/make_{name}.py"], cwd=ROOT, capture_output=True, text=True, check=True
