@@ -6,12 +6,11 @@ Trainer (5.23), peft's notes on FSDP and DeepSpeed, and runs of our own (tests/t
 
 import importlib.util
 
-from lorasmith.engine import DDP, FSDP1, FSDP2, SINGLE, ZERO, Engine
+from lorasmith.engine import DDP, FSDP1, FSDP2, SINGLE, ZERO, ZERO2, ZERO3, Engine
 from lorasmith.errors import RecipeError
 from lorasmith.recipe import Recipe
 
 FOLDER = "accelerate_configs"
-ZERO2, ZERO3 = f"{ZERO}-2", f"{ZERO}-3"
 KNOWN = (SINGLE, DDP, FSDP2, ZERO2, ZERO3)
 GENERATING = ("grpo",)
 SHARDED_METHODS = ("lora", "dora")  # of adapters, shown to train alike sharded and whole
