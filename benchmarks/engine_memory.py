@@ -162,19 +162,22 @@ def measure(cell: Cell, bases: Path) -> dict[str, Any]:
         trainer.training_step = marked(trainer.training_step, "moment step")
         trainer.train()
     found = {"loaded": loaded[0]} | peaks(profile, known_bytes)
-    planned = {
-        name: max(plan.memory.at(one) for one in of if one in plan.memory.moments) for name, of in MOMENTS.items()
-    }
-    buckets = plan.memory.moments["update"].get("buckets", 0)
-    planned = {name: size - buckets for name, size in planned.items()} | {"loaded": plan.memory.at("loaded")}
+    known = planned(plan.memory)
     return {
-        "planned_gib": {name: round(planned[name] / GIB, 5) for name in found},
+        "planned_gib": {name: round(known[name] / GIB, 5) for name in found},
         "measured_gib": {name: round(size / GIB, 5) for name, size in found.items()},
         "parts_mib": {
             moment: {part: round(size / 2**20, 2) for part, size in parts.items()}
             for moment, parts in plan.memory.moments.items()
         },
     }
+
+
+def planned(memory: Any) -> dict[str, int]:
+    """Bytes by moment, DDP's buckets left out."""
+    buckets = memory.moments["update"].get("buckets", 0)
+    found = {name: max(memory.at(one) for one in of if one in memory.moments) - buckets for name, of in MOMENTS.items()}
+    return found | {"loaded": memory.at("loaded")}
 
 
 def marked(call: Any, name: str) -> Any:

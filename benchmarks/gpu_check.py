@@ -102,8 +102,9 @@ def capped_recipes(start: float | None) -> list[dict[str, Any]]:
     from memory_grid import Cell, measure
 
     from lorasmith.memory import facts, machine
+    from lorasmith.memory.lengths import with_length
     from lorasmith.memory.peak import CUDA_CONTEXT
-    from lorasmith.memory.plans import make_plan, with_length
+    from lorasmith.memory.plans import make_plan
     from lorasmith.memory.setting import Rows
     from lorasmith.memory.shapes import read_shape
     from lorasmith.memory.weights import GIB

@@ -10,8 +10,9 @@ from typing import Any
 
 from lorasmith.data.lengths import sampled_rows
 from lorasmith.memory import facts, machine
+from lorasmith.memory.lengths import with_length
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.plans import make_plan
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.weights import GIB
 from lorasmith.recipe import load_recipe

@@ -18,7 +18,8 @@ from lorasmith.data.lengths import sampled_rows
 from lorasmith.engine import DDP, FSDP2, SINGLE, Engine
 from lorasmith.memory import communication, facts, fit, machine
 from lorasmith.memory.communication import Links
-from lorasmith.memory.plans import Plan, make_plan, with_length
+from lorasmith.memory.lengths import with_length
+from lorasmith.memory.plans import Plan, make_plan
 from lorasmith.memory.shapes import read_shape
 from lorasmith.memory.speed import SHARE_OF_PEAK
 from lorasmith.memory.weights import GIB
@@ -217,10 +218,10 @@ def breaking() -> str:
         f"**Fetching over PCIe.** One fetch of the 8B base in 4 bit is {gb[0]:.1f} GB, {seconds[0]:.2f} s between two "
         f"cards; of the 70B one {gb[1]:.0f} GB, {seconds[1]:.1f} s with offload. A micro-batch needs two, which hide "
         f"behind its arithmetic but for {waiting(pair):.1%} of the time at {pair.micro_batch} rows of 2,048 tokens. "
-        f"Short rows hide less: the plan then takes more of them. Of 64 cards that share the 70B in bfloat16, each fetches "
-        f"{gb[2]:.0f} GB: {seconds[2]:.0f} s over 100 Gbit/s, {seconds[3]:.0f} s over 25. There the network is the "
-        "limit, not the cards: sharding within a machine and copies across machines (`parallelism_config_dp_replicate_size`) "
-        "would send nothing but gradients between them. It is not offered yet.",
+        "Short rows hide less: the plan then takes more of them. Of 64 cards that share the 70B in bfloat16, each "
+        f"fetches {gb[2]:.0f} GB: {seconds[2]:.0f} s over 100 Gbit/s, {seconds[3]:.0f} s over 25. There the network is "
+        "the limit, not the cards: sharding within a machine and copies across machines "
+        "(`parallelism_config_dp_replicate_size`) would send nothing but gradients between them. It is not offered yet.",
         "**The computer's memory while loading.** 4-bit weights are read whole by every process before they are cut "
         "(accelerate turns `fsdp_cpu_ram_efficient_loading` off for them): two processes of the 70B base take "
         f"{pair.host / GIB:.0f} GiB of one computer, eight {4 * pair.host / GIB:.0f}. `plan.py --ram GIB` tells it "

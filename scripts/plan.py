@@ -17,9 +17,10 @@ from lorasmith.engine import read_engine
 from lorasmith.engine_checks import check_engine
 from lorasmith.errors import LorasmithError, RecipeError
 from lorasmith.memory import facts, machine, offers, sheet
+from lorasmith.memory.lengths import with_length
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS
-from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.plans import make_plan
 from lorasmith.memory.setting import Rows
 from lorasmith.memory.shape import Shape
 from lorasmith.memory.shapes import read_shape

@@ -11,9 +11,10 @@ from conftest import ROOT, launch, load_benchmark
 from lorasmith.data.lengths import sampled_rows
 from lorasmith.errors import FitError, ModelError
 from lorasmith.memory import facts, fit, machine
+from lorasmith.memory.lengths import with_length
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.peak import Setting, plan_memory
-from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.plans import make_plan
 from lorasmith.memory.setting import Rows
 from lorasmith.memory.shapes import DECODERS, UnknownArchitectureError, read_shape
 from lorasmith.memory.weights import GIB, base_bytes

@@ -8,10 +8,11 @@ from conftest import ROOT, load_benchmark
 
 from lorasmith.errors import ModelError
 from lorasmith.memory import machine
+from lorasmith.memory.lengths import with_length
 from lorasmith.memory.methods import METHODS
 from lorasmith.memory.padded import evaluated
 from lorasmith.memory.peak import plan_memory
-from lorasmith.memory.plans import make_plan, with_length
+from lorasmith.memory.plans import make_plan
 from lorasmith.memory.setting import Rows, setting_of
 from lorasmith.memory.shapes import ENCODER_DECODERS, ENCODERS, UnknownArchitectureError, read_shape
 from lorasmith.memory.speed import flops_per_token

@@ -9,7 +9,7 @@ from lorasmith.console import say
 from lorasmith.engine import FSDP2, Engine, this_engine
 from lorasmith.errors import ModelError, RecipeError
 from lorasmith.hardware import Hardware
-from lorasmith.memory.plans import with_length
+from lorasmith.memory.lengths import with_length
 from lorasmith.models import BaseFacts
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_checks import group_size
