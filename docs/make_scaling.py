@@ -221,7 +221,7 @@ def breaking() -> str:
         "Short rows hide less: the plan then takes more of them. Of 64 cards that share the 70B in bfloat16, each "
         f"fetches {gb[2]:.0f} GB: {seconds[2]:.0f} s over 100 Gbit/s, {seconds[3]:.0f} s over 25. There the network is "
         "the limit, not the cards: sharding within a machine and copies across machines "
-        "(`parallelism_config_dp_replicate_size`) would send nothing but gradients between them. It is not offered yet.",
+        "(`parallelism_config_dp_replicate_size`) would send gradients alone between them. It is not offered yet.",
         "**The computer's memory while loading.** 4-bit weights are read whole by every process before they are cut "
         "(accelerate turns `fsdp_cpu_ram_efficient_loading` off for them): two processes of the 70B base take "
         f"{pair.host / GIB:.0f} GiB of one computer, eight {4 * pair.host / GIB:.0f}. `plan.py --ram GIB` tells it "
@@ -292,7 +292,7 @@ def times() -> str:
     ]
     text = (
         f"`python benchmarks/scaling.py` ({report['machine']}, {report['cores']} cores; other work ran beside it, so "
-        f"that times vary): updates of {report['rows']} rows, one thread a process. gloo alone: {'; '.join(sent)}. The "
+        f"the fastest update of twelve counts): updates of {report['rows']} rows, one thread a process. gloo alone: {'; '.join(sent)}. The "
         "prediction puts these into the plan's formulas and starts from the update of one process; with more processes "
         "than cores, these share them, so that four cannot be faster than two. On a CPU nothing hides what is sent."
     )
