@@ -27,7 +27,8 @@ INTRODUCTION = """\
 GPU, no torch. Every training script makes the same plan before it reads the weights, stops with exit code 3 when the
 run does not fit, and writes what was planned and what was measured into `run.json`.
 
-- `--gpu auto` (the default) plans for what is free on this machine; `--gpus 2x24` for two cards under DDP.
+- `--gpu auto` (the default) plans for what is free on this machine; `--gpus 2x24` for two cards under every engine, of
+  which the fastest that fits is proposed with its accelerate config ([scaling.md](scaling.md)).
 - `--max` says the longest row, the largest micro-batch and the largest model of the family that fit.
 - `--write` changes a recipe that does not fit by the first of the ways shown, which keeps what is trained if it can.
 - `run.micro_batch: auto` and `run.gradient_checkpointing: auto`, the defaults, take the fastest setting that fits at
@@ -53,6 +54,12 @@ the longest of their micro-batch. seq2seq counts the encoder's blocks over sourc
 where it reads the source, and all logits of the targets at once with their gradient; evaluation that writes targets
 counts the caches of every beam. The longest source and the longest target are taken to meet. bitsandbytes' 8-bit
 layers keep their inputs in spite of checkpointing, but for `speed.fused_lora`, and T5's `wo` is never quantized.
+
+Of several processes each is planned by what its engine leaves it (`lorasmith/memory/shares.py`, with the sources): DDP
+adds buckets of gradients; FSDP2 divides weights, adapter, gradients and states, and adds what is gathered at once, two
+blocks with a third while it is fetched, and the output layer with its buffer; ZeRO adds DeepSpeed's buckets; offload
+moves shards and states into the computer's memory, which is then a budget too. A launched run plans for the engine that
+its launcher was given.
 
 Speeds come from the last run of the same model and settings on this machine, else from its matrix-product rate
 (`python scripts/doctor.py` measures it), else from 30 % of the card's data sheet, which is assumed.
