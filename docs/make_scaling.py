@@ -291,8 +291,8 @@ def times() -> str:
         for count, one in report["gloo"].items()
     ]
     text = (
-        f"`python benchmarks/scaling.py` ({report['machine']}, {report['cores']} cores; other work ran beside it, so the "
-        f"fastest update of a run counts): updates of {report['rows']} rows, one thread a process. gloo alone: "
+        f"`python benchmarks/scaling.py` ({report['machine']}, {report['cores']} cores; other work ran beside it, so "
+        f"the fastest update of a run counts): updates of {report['rows']} rows, one thread a process. gloo alone: "
         f"{'; '.join(sent)}. The prediction puts these into the plan's formulas and starts from the update of one "
         "process; with more processes than cores, these share them, so that four cannot be faster than two. On a CPU "
         "nothing hides what is sent."
