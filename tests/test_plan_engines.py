@@ -91,6 +91,15 @@ def test_8_bit_weights_are_not_divided_and_not_offered():
     assert "multi_gpu.yaml" in lines[-1]
 
 
+def test_optimizers_that_know_no_sharded_weights_are_neither_offered_nor_proposed():
+    lines = proposed("trainer.optim=adamw_8bit", "--gpus", "2x24")
+    assert [line for line in lines if "FSDP2" in line and "know no sharded weights" in line]
+    small = a_plan(["model.quantization=none"], 9, Engine(FSDP2, 2))
+    assert not small.fits
+    assert small.proposals
+    assert not [one for one in small.proposals if {"trainer.optim"} & set(one.overrides)]
+
+
 def test_the_units_of_a_model_are_all_of_it():
     for name in ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-0.6B"):
         shape = a_shape(name)

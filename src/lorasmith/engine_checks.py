@@ -14,6 +14,7 @@ FOLDER = "accelerate_configs"
 KNOWN = (SINGLE, DDP, FSDP2, ZERO2, ZERO3)
 GENERATING = ("grpo",)
 SHARDED_METHODS = ("lora", "dora")  # of adapters, shown to train alike sharded and whole
+BITSANDBYTES = ("8bit", "paged", "bnb", "lion", "ademamix")  # in the names of its optimizers
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -187,4 +188,11 @@ def _check_sharded(engine: Engine, recipe: Recipe, method: str) -> None:
             f"{engine.kind} with adapter.method `{recipe.adapter.method}`",
             f"expected {' or '.join(SHARDED_METHODS)}",
             f"Write adapter.method=lora, or take {FOLDER}/multi_gpu.yaml",
+        )
+    optimizer = str(recipe.trainer.get("optim", ""))
+    if engine.kind == FSDP2 and any(word in optimizer for word in BITSANDBYTES):
+        raise _wrong(
+            f"{engine.kind} with trainer.optim `{optimizer}`",
+            "bitsandbytes' optimizers know no sharded weights",
+            "Take trainer.optim out: the states are shared out",
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorasmith.engine import FSDP2
 from lorasmith.memory.conditions import Setting
 from lorasmith.memory.methods import SFT, Method
 from lorasmith.memory.peak import Memory, plan_memory
@@ -170,6 +171,9 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[dict[str, Any]
     lighter = [kind for kind in work.checkpointing(setting.device) if kind not in plainer]
     bits = {"none": ["int8", "nf4"], "int8": ["nf4"]}.get(setting.quantization, [])
     eight = [] if "8bit" in setting.optimizer else ["adamw_8bit"]
+    if setting.shared.shards_weights:  # engine_checks has what cannot be sharded
+        bits = [kind for kind in bits if kind != "int8" and setting.shared.kind == FSDP2]
+        eight = []
     ranks = [setting.rank // step for step in (2, 4) if setting.rank // step >= 4]
     axes: list[list[tuple[str, Any]]] = [
         [("run.micro_batch", size) for size in smaller],
