@@ -322,8 +322,9 @@ def memory() -> str:
         f"`python benchmarks/engine_memory.py` ({report['machine']}): {found['cells']} trainings of models made for "
         f"it, through the script's own trainer. At the peak the plan is off by {found['most_too_low']:+.1%} to "
         f"{found['most_too_high']:+.1%}, {found['mean_absolute']:.1%} in the mean. *Loaded* is what a process keeps of "
-        "the model, *step* the peak of forward and backward, *update* the optimizer's. Offload, ZeRO and loading are "
-        "counted by formulas of the same kind and not measured: they need a GPU."
+        "the model, *step* the peak of forward and backward, *update* the optimizer's. The worst cells are a block's "
+        "buffer above the plan, and differ from one measurement to the next: gloo's threads let buffers go late, or "
+        "unseen. Offload, ZeRO and loading are counted by formulas of the same kind and not measured: they need a GPU."
     )
     lines = [
         textwrap.fill(text, 120) + "\n",

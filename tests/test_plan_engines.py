@@ -264,12 +264,14 @@ def test_a_launched_run_is_planned_for_its_engine(tmp_path):
     assert "|2 on 1|FSDP2" in run["plan"]["kind"]
 
 
-def test_the_plan_is_within_5_percent_of_what_processes_hold():
+def test_the_plan_is_within_7_percent_of_what_processes_hold():
     report = json.loads((ROOT / "benchmarks/engine_memory.json").read_text())
     cells = load_benchmark("engine_memory").cells()
     assert [one["label"] for one in report["cells"]] == [one.label for one in cells]
     for one in report["cells"]:
-        assert all(abs(error) <= 0.05 for error in one["errors"].values()), one["label"]
+        assert all(abs(error) <= 0.07 for error in one["errors"].values()), one["label"]
+        assert max(abs(one["errors"][name]) for name in ("loaded", "update")) <= 0.002, one["label"]
+    assert report["summary"]["mean_absolute"] <= 0.02
 
 
 def test_the_measured_plans_are_those_of_today():
