@@ -253,6 +253,33 @@ def test_processes_that_share_a_row_hold_their_part_of_it():
     assert half.setting.processes == 1
 
 
+def test_a_process_of_a_launch_plans_for_its_engine(monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from lorasmith import hardware
+    from lorasmith.runs import planning
+
+    launcher = {
+        "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    recipe = load_recipe(ROOT / "recipes/quickstart.yaml", ["run.micro_batch=4"])
+    config = json.loads((ROOT / "quickstart/base/config.json").read_text())
+    row = SimpleNamespace(input_ids=[1] * 60, supervised=20)
+    prepared = SimpleNamespace(train=[row] * 64, eval=[])
+    device = hardware.find_hardware(use_cpu=True)
+    _, _, alone = planning.plan_run(recipe, config, device, prepared, {})
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    _, _, plan = planning.plan_run(recipe, config, device, prepared, {})
+    assert plan.engine.label == "FSDP2 over 4 on 2 machines"
+    assert plan.setting.accumulation == 1
+    assert plan.memory.moments["loaded"]["base"] < alone.memory.moments["loaded"]["base"] / 2
+    assert plan.machine.rate.flops == pytest.approx(alone.machine.rate.flops / 2, rel=0.5)  # two on one machine
+    assert "each process, FSDP2 over 4 on 2 machines" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_launched_run_is_planned_for_its_engine(tmp_path):
     done = launch(
         "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2_processes_fsdp2.yaml",

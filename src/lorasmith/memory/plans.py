@@ -138,7 +138,8 @@ class Plan:
             return f"plan: {asked:.1f} of {has:.1f} GiB of the computer's memory: does not fit"
         room = (self.machine.budget - self.needed) / GIB
         verdict = f"fits, {room:.2f} GiB to spare" if self.fits else f"does not fit, {-room:.2f} GiB too much"
-        return f"plan: {self.needed / GIB:.2f} of {self.machine.budget / GIB:.2f} GiB: {verdict}"
+        each = f" for each process, {self.engine.label}" if self.engine.processes > 1 else ""
+        return f"plan: {self.needed / GIB:.2f} of {self.machine.budget / GIB:.2f} GiB{each}: {verdict}"
 
     def parts_line(self) -> str:
         """The peak by part."""
