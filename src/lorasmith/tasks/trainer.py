@@ -61,8 +61,9 @@ def for_task(trainer: type[Any]) -> type[Any]:
     """The trainer class with what the guards and the watch ask of a trainer, and an exact evaluation loss.
 
     transformers averages evaluation batches, whatever they hold. What is overridden is `evaluation_loop`, around it,
-    `prediction_step`, where rows that count are told from fillers, `log`, where the tokens seen go by trl's name, and `_get_eval_sampler`, which may give rows in the order of their
-    lengths, in which figures made of several windows of a row cannot be put together.
+    `prediction_step`, where rows that count are told from fillers, `log`, where the tokens seen go by trl's name, and
+    `_get_eval_sampler`, which may give rows in the order of their lengths, in which figures made of several windows of
+    a row cannot be put together.
     """
 
     class TaskTrainer(trainer):  # type: ignore[misc]
