@@ -91,6 +91,16 @@ def shard_on_cpu(accelerator: Any) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Give up what is whole of a sharded model: its outermost part stays so after a forward pass.
+
+    Until then the model's parameters are other tensors there than those of the optimizer.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[None]:
     """Inside, what is trained stands in the model whole, on every process; all processes enter and leave together.
@@ -103,11 +113,7 @@ def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[Non
         changed: Whether what stands there at the end is to be trained on.
     """
     swapped = []
-    for module in model.modules():
-        # The outermost part stays whole after a forward pass; peft's state_dict() would free it on the saving process
-        # alone, and the next forward pass would wait for the others for ever.
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    reshard(model)  # peft's state_dict() would do so on the saving process alone, and the next forward pass would hang
     for place, module in model.named_modules():
         for name, weight in module._parameters.items():
             if isinstance(weight, DTensor) and (weight.requires_grad or "original_module" in place):
