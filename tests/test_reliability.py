@@ -320,14 +320,14 @@ def test_a_written_adapter_is_read_back_and_compared(opened, trained, tmp_path):
 
 @pytest.mark.scorecard(row="R11")
 def test_an_adapter_that_does_nothing_is_told(opened, trained):
-    from lorasmith.reliability.reopened import check_saved
+    from lorasmith.reliability.reopened import check_effect
 
     with torch.no_grad():
         for name, weight in opened.named_parameters():
             if "lora_B" in name:
                 weight.zero_()
     with pytest.raises(DivergedError, match="answers the same with the adapter and without"):
-        check_saved(opened, trained)
+        check_effect(opened, trained)
 
 
 def chat(folder, *words):

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorasmith.console import is_first_process
 from lorasmith.errors import FitError, StoppedError
 from lorasmith.reliability.guarded import is_full_disk, is_out_of_memory
+from lorasmith.reliability.sharded import reshard
 
 
 class Rehearsal(TrainerCallback):
@@ -51,6 +52,7 @@ class Rehearsal(TrainerCallback):
                 raise FitError(f"{doing}, rehearsed, is out of memory. Make it fit with: {mend}.") from error
             raise
         finally:
+            reshard(trainer.model)  # else the gradients of a sharded model's outermost part would stay
             trainer.model.zero_grad()
             state.num_input_tokens_seen = seen
             trainer.done, trainer.losses = [], []

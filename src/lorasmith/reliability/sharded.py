@@ -91,9 +91,21 @@ def shard_on_cpu(accelerator: Any) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Give up what is whole of a sharded model: its outermost part stays so after a forward pass.
+
+    Until then the model's parameters are other tensors there than those of the optimizer.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[None]:
     """Inside, what is trained stands in the model whole, on every process; all processes enter and leave together.
+
+    So do the heads that trained ones began as.
 
     For reading and writing weights alone: a forward pass inside would gather them by itself.
 
@@ -101,15 +113,11 @@ def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[Non
         changed: Whether what stands there at the end is to be trained on.
     """
     swapped = []
-    for module in model.modules():
-        # The outermost part stays whole after a forward pass; peft's state_dict() would free it on the saving process
-        # alone, and the next forward pass would wait for the others for ever.
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    for module in model.modules():
+    reshard(model)  # peft's state_dict() would do so on the saving process alone, and the next forward pass would hang
+    for place, module in model.named_modules():
         for name, weight in module._parameters.items():
-            if isinstance(weight, DTensor) and weight.requires_grad:
-                gathered = torch.nn.Parameter(whole(weight.detach()))
+            if isinstance(weight, DTensor) and (weight.requires_grad or "original_module" in place):
+                gathered = torch.nn.Parameter(whole(weight.detach()), weight.requires_grad)
                 swapped.append((module, name, weight, gathered))
     for module, name, _, gathered in swapped:
         module._parameters[name] = gathered
