@@ -169,6 +169,7 @@ def main() -> None:
     from lorasmith.memory.machine import cores
 
     found: list[dict[str, Any]] = []
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         engine_memory.make_bases(folder)
@@ -196,6 +197,7 @@ def main() -> None:
         report = {
             "machine": memory_grid.machine_line("cpu"),
             "cores": cores(),
+            "load": [round(before, 1), round(os.getloadavg()[0], 1)],  # processes that wanted a core, ours included
             "rows": ROWS,
             "gloo": {str(k): {name: round(v, 7) for name, v in one.items()} for k, one in known.items()},
             "runs": found,

@@ -298,6 +298,8 @@ def times() -> str:
         "nothing hides what is sent. FSDP2's own Python for each block of each micro-batch is not in the formulas, and "
         "shows on models as small as these; so does what other work took of the two cores at the time."
     )
+    if "load" in report:
+        text += f" Load before and at the end: {' and '.join(map(str, report['load']))}."
     lines = [
         textwrap.fill(text, 120) + "\n",
         "| base | engine | processes | update, predicted | measured | error | of it sending | on GPUs |",
