@@ -87,7 +87,7 @@ def scontrol(words: list[str]) -> int:
     """`show hostnames LIST` and `requeue JOB`."""
     if words[:2] == ["show", "hostnames"]:
         start, first, last = re.fullmatch(r"(.*)\[(\d+)-(\d+)\]", words[2]).groups()  # type: ignore[union-attr]
-        print(*(f"{start}{number}" for number in range(int(first), int(last) + 1)), sep="\n")
+        sys.stdout.write("".join(f"{start}{number}\n" for number in range(int(first), int(last) + 1)))
         return 0
     assert words == ["requeue", JOB]
     Path("requeued").touch()
