@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith import offline
-from lorasmith.console import is_first_process, say
+from lorasmith.console import say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -26,6 +28,7 @@ def main() -> None:
     arguments = training_parser(__doc__).parse_intermixed_args()
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, "kto")
+    check_engine(this_engine(), requested, "kto")
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:
@@ -43,8 +46,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     with quick_imports():
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare_judged import prepare_judged, read_train_and_eval_judged
-        from lorasmith.reliability import reopened, resume
-        from lorasmith.runs import folder, guarding, planning, report, settings
+        from lorasmith.reliability import resume
+        from lorasmith.runs import folder, guarding, planning, report, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
@@ -101,10 +104,7 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
-        if is_first_process():
-            adapters.save_adapter(model, output, base, initial)
-            tokenizer.save_pretrained(output)
-            reopened.check_saved(model, output, initial is not None)
+        saving.save(model, tokenizer, output, base, initial)
     report.finish(
         output,
         run,

@@ -14,6 +14,8 @@ from typing import Any
 
 from lorasmith import offline
 from lorasmith.console import is_first_process, say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -29,6 +31,7 @@ def main() -> None:
     arguments = training_parser(__doc__).parse_intermixed_args()
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, METHOD)
+    check_engine(this_engine(), requested, METHOD)
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:
@@ -49,8 +52,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare_questions import prepare_questions, read_train_and_eval_questions
         from lorasmith.data.question_tokens import between
-        from lorasmith.reliability import reopened, resume
-        from lorasmith.runs import folder, guarding, planning, report, settings, task_file
+        from lorasmith.reliability import resume
+        from lorasmith.runs import folder, guarding, planning, report, saving, settings, task_file
         from lorasmith.runs.measuring_answers import AnswerFigures
         from lorasmith.runs.predicting_answers import Reading
         from lorasmith.tasks.config import TaskConfig
@@ -113,12 +116,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
+        saving.save(model, tokenizer, output, base, initial, head=True)
+        after = after and after | figures.settle(model, tokenizer)
         if is_first_process():
-            adapters.save_adapter(model, output, base, initial)
-            tokenizer.save_pretrained(output)
-            reopened.check_saved(model, output, initial is not None)
-            reopened.check_head(model, output)
-            after = after and after | figures.settle(model, tokenizer)
             used = asdict(reading) | figures.settled() | {"after_question": between(tokenizer)}
             if renamed := models.renamed_of(base_model):
                 used["key_mapping"] = renamed

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith import offline
-from lorasmith.console import is_first_process, say
+from lorasmith.console import say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import LorasmithError, UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -32,6 +34,7 @@ def main() -> None:
         raise LorasmithError("--output, --base and --trust-remote-code go with --score.")
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, "reward")
+    check_engine(this_engine(), requested, "reward")
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:
@@ -51,8 +54,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
 
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare_pairs import both_answers, prepare_pairs, read_train_and_eval_pairs
-        from lorasmith.reliability import reopened, resume
-        from lorasmith.runs import folder, guarding, planning, report, settings
+        from lorasmith.reliability import resume
+        from lorasmith.runs import folder, guarding, planning, report, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
@@ -110,11 +113,7 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
-        if is_first_process():
-            adapters.save_adapter(model, output, base, initial)
-            tokenizer.save_pretrained(output)
-            reopened.check_saved(model, output, initial is not None)
-            reopened.check_head(model, output)
+        saving.save(model, tokenizer, output, base, initial, head=True)
     report.finish(
         output,
         run,

@@ -13,6 +13,8 @@ from typing import Any
 
 from lorasmith import offline
 from lorasmith.console import is_first_process, say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -28,6 +30,7 @@ def main() -> None:
     arguments = training_parser(__doc__).parse_intermixed_args()
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, METHOD)
+    check_engine(this_engine(), requested, METHOD)
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:
@@ -48,8 +51,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from lorasmith import adapters, hardware, models
         from lorasmith.data.languages import has_languages, languages_of, set_languages
         from lorasmith.data.prepare_source_target import prepare_source_target, read_train_and_eval_source_target
-        from lorasmith.reliability import reopened, resume
-        from lorasmith.runs import folder, guarding, measuring_texts, planning, report, settings, task_file
+        from lorasmith.reliability import resume
+        from lorasmith.runs import folder, guarding, measuring_texts, planning, report, saving, settings, task_file
         from lorasmith.tasks.config import Seq2SeqConfig
         from lorasmith.tasks.generating import generation_settings
 
@@ -104,12 +107,10 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         trainer.train_or_load(going_on)
         guards.raise_if_stopped(trainer)
         before, after = guards.watch.first_evaluation, trainer.evaluate() if rows.eval else None
+        saving.save(model, tokenizer, output, base, initial)
+        beams, longest = recipe.trainer["generation_num_beams"], recipe.trainer["generation_max_length"]
+        writing = generation_settings(model, tokenizer, beams, longest, has_languages(tokenizer))
         if is_first_process():
-            adapters.save_adapter(model, output, base, initial)
-            tokenizer.save_pretrained(output)
-            reopened.check_saved(model, output, initial is not None)
-            beams, longest = recipe.trainer["generation_num_beams"], recipe.trainer["generation_max_length"]
-            writing = generation_settings(model, tokenizer, beams, longest, has_languages(tokenizer))
             run["task"] = task_file.write_task(
                 output,
                 METHOD,
@@ -120,8 +121,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
                 generation_max_length=longest,
                 **languages_of(tokenizer),
             )
-            found = measuring_texts.write_held_out(model, tokenizer, rows, writing, task.answered_rows, output)
-            before, after = before and before | found["before"], after and after | found["after"]
+        found = measuring_texts.write_held_out(model, tokenizer, rows, writing, task.answered_rows, output)
+        before, after = before and before | found["before"], after and after | found["after"]
     report.finish(
         output, run, guards.watch, model, {"before": before, "after": after}, machine, trainer.state.global_step
     )

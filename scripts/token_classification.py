@@ -13,6 +13,8 @@ from typing import Any
 
 from lorasmith import offline
 from lorasmith.console import is_first_process, say
+from lorasmith.engine import this_engine
+from lorasmith.engine_checks import check_engine
 from lorasmith.errors import UnreachableError
 from lorasmith.listening import listener
 from lorasmith.recipe import Recipe, load_recipe
@@ -28,6 +30,7 @@ def main() -> None:
     arguments = training_parser(__doc__).parse_intermixed_args()
     listener.listen()
     requested = load_recipe(arguments.recipe, arguments.overrides, METHOD)
+    check_engine(this_engine(), requested, METHOD)
     quiet(arguments.offline)
     try:
         if offline.is_offline() and not arguments.dry_run:
@@ -47,8 +50,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
 
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare_tagged import prepare_tagged, read_train_and_eval_tagged, tags_of
-        from lorasmith.reliability import reopened, resume
-        from lorasmith.runs import folder, guarding, measuring_tags, planning, report, settings, task_file
+        from lorasmith.reliability import resume
+        from lorasmith.runs import folder, guarding, measuring_tags, planning, report, saving, settings, task_file
         from lorasmith.tasks.config import TaskConfig
 
     output = Path(requested.output_dir)
@@ -111,11 +114,8 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         guards.raise_if_stopped(trainer)
         after = trainer.evaluate() if rows.eval else None
         figures.warn()
+        saving.save(model, tokenizer, output, base, initial, head=True)
         if is_first_process():
-            adapters.save_adapter(model, output, base, initial)
-            tokenizer.save_pretrained(output)
-            reopened.check_saved(model, output, initial is not None)
-            reopened.check_head(model, output)
             run["task"] = task_file.write_task(output, METHOD, labels=labels, max_length=recipe.trainer["max_length"])
     report.finish(
         output,

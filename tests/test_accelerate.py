@@ -61,4 +61,7 @@ def test_two_processes_really_run(tmp_path):
         "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2_processes.yaml", "scripts/sft.py",
         "recipes/quickstart.yaml", "--dry-run", f"output_dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert "8 x 1 accumulated x 2 processes" in done.stdout or "expected a multiple of 2 processes x 16" in done.stderr
+    assert (
+        "8 x 1 accumulated x 2 processes" in done.stdout
+        or "expected a multiple of 2 processes x run.micro_batch `16`" in done.stderr
+    )

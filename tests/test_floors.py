@@ -17,6 +17,8 @@ FLOORS = {
     "network": 0,
     "started": 0,
     "hostile": 1,
+    "engine": 1,
+    "engine_checks": 1,
     "offline": 1,
     "upstream": 1,
     "recipe_file": 1,

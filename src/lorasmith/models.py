@@ -282,18 +282,21 @@ class BaseFacts:
         positions: The longest row it has positions for, if it says.
         runs_on_sdpa: Whether transformers has sdpa attention for it.
         config: All of it, defaults included.
+        blocks: Classes of its blocks, each of which is on one device as a whole.
     """
 
     positions: int | None
     runs_on_sdpa: bool
     config: dict[str, Any]
+    blocks: tuple[str, ...] = ()
 
 
 def base_facts(section: Model) -> BaseFacts:
     """What the base model's config says."""
     config = _load(AutoConfig, section.name, section)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or MODEL_MAPPING.get(type(config), None)
-    return BaseFacts(positions_of(config), getattr(kind, "_supports_sdpa", True), config.to_dict())
+    blocks = tuple(sorted(getattr(kind, "_no_split_modules", None) or ()))
+    return BaseFacts(positions_of(config), getattr(kind, "_supports_sdpa", True), config.to_dict(), blocks)
 
 
 def positions_of(config: Any) -> int | None:

@@ -39,6 +39,11 @@ OWNED = {
     "hub_token": "Secrets do not belong in a recipe. Log in with: hf auth login.",
     "resume_from_checkpoint": "The same command goes on with an unfinished run; --resume demands it.",
     "remove_unused_columns": "Rows are prepared by Lorasmith.",
+    "fsdp": "Name it in the accelerate config (accelerate_configs/).",
+    "fsdp_config": "Name it in the accelerate config (accelerate_configs/).",
+    "deepspeed": "Name it in the accelerate config (accelerate_configs/).",
+    "parallelism_config": "Name it in the accelerate config (accelerate_configs/).",
+    "ddp_backend": "Name it in the accelerate config (accelerate_configs/).",
     "disable_tqdm": "Progress is shown by Lorasmith.",
     "logging_nan_inf_filter": "A loss that is not finite stops the run.",
 }

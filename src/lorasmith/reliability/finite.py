@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorasmith.console import is_first_process
@@ -38,7 +39,7 @@ class FiniteGuard(TrainerCallback):
         trainer = self.trainer
         numbers = [loss.detach().float().reshape(1) for loss in trainer.losses]
         if trainer.accelerator.scaler is None:  # fp16's scaler meets infinite gradients and lowers its scale by itself
-            gradients = [one.grad for one in trainer.model.parameters() if one.grad is not None]
+            gradients = [_local(one.grad) for one in trainer.model.parameters() if one.grad is not None]
             if trainer.grad_norm is not None:
                 numbers.append(torch.as_tensor(trainer.grad_norm, device=numbers[0].device).float().reshape(1))
             numbers += [norm.float().reshape(1).to(numbers[0].device) for norm in torch._foreach_norm(gradients)]
@@ -124,3 +125,8 @@ class FiniteGuard(TrainerCallback):
             }
             (self.folder / "private").mkdir(parents=True, exist_ok=True)
             save_file(tensors, self.folder / "private" / BATCH_FILE)
+
+
+def _local(gradient: torch.Tensor) -> torch.Tensor:
+    """This process's part of a gradient that is sharded; the others look at theirs."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -13,6 +13,7 @@ from lorasmith.errors import StoppedError
 from lorasmith.memory.machine import free_disk
 from lorasmith.reliability import checkpoints
 from lorasmith.reliability.resume import Resume
+from lorasmith.reliability.sharded import sharded
 from lorasmith.reliability.stopping import EvaluationStopped
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator: not enough memory")
@@ -51,7 +52,7 @@ def guarded(trainer: type[Any]) -> type[Any]:
     - _save_checkpoint: never starts where the disk cannot hold it, and leaves nothing half-written.
     """
 
-    class GuardedTrainer(trainer):  # type: ignore[misc]
+    class GuardedTrainer(sharded(trainer)):  # type: ignore[misc]
         too_large: int | None = None  # padded tokens of the smallest micro-batch that was out of memory
         kept_checkpoints = 2
         contract: dict[str, Any]  # of the run (resume.contract)

@@ -22,7 +22,7 @@ def check_saved(model: PeftModel, folder: Path, converted: bool = False) -> None
         converted: Whether it was saved as a difference of another rank, so that shapes are not the model's own.
 
     Raises:
-        DivergedError: If the file is not the adapter, or the adapter does nothing.
+        DivergedError: If the file is not the adapter, or the adapter is all zeros.
     """
     try:
         saved = load_file(folder / "adapter_model.safetensors")
@@ -43,6 +43,14 @@ def check_saved(model: PeftModel, folder: Path, converted: bool = False) -> None
         raise DivergedError(f"{folder}: {bad[0]} is not finite. Lower trainer.learning_rate and train anew.")
     if not any(tensor.any() for key, tensor in saved.items() if "lora_A" not in key):
         raise DivergedError(f"{folder}: the adapter is all zeros. Train for more steps, or raise the learning rate.")
+
+
+def check_effect(model: PeftModel, folder: Path) -> None:
+    """Refuse an adapter that does nothing. Every process of a sharded model must call this.
+
+    Raises:
+        DivergedError: If it does nothing.
+    """
     if not has_effect(model):
         raise DivergedError(f"{folder}: the model answers the same with the adapter and without. Train for more steps.")
 

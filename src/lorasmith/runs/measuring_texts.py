@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from lorasmith.console import plain, say
+from lorasmith.console import is_first_process, plain, say
 from lorasmith.data.prepare import Prepared
 from lorasmith.errors import StoppedNow
 from lorasmith.evaluation import text_metrics
@@ -42,6 +42,8 @@ def write_held_out(
 ) -> dict[str, dict[str, float]]:
     """Let base and adapter write for evaluation rows, say how they do it, and keep it in private/answers.jsonl.
 
+    Every process of a job calls this: where the model is sharded, none can write alone.
+
     Args:
         model: With the trained adapter.
         most: Rows, evenly spaced among all; None: all.
@@ -60,11 +62,12 @@ def write_held_out(
     with model.disable_adapter():
         before = _all(model, tokenizer, sources, settings, "base")
     after = _all(model, tokenizer, sources, settings, "adapter")
-    with (folder / "private" / "answers.jsonl").open("w", encoding="utf-8") as file:
-        for row, *both in zip(rows, before, after, strict=True):
-            record = {"place": row.place, "source": row.prompt, "target": row.completion}
-            record |= dict(zip(("base", "adapter"), both, strict=True))
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    if is_first_process():
+        with (folder / "private" / "answers.jsonl").open("w", encoding="utf-8") as file:
+            for row, *both in zip(rows, before, after, strict=True):
+                record = {"place": row.place, "source": row.prompt, "target": row.completion}
+                record |= dict(zip(("base", "adapter"), both, strict=True))
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
     for i in range(min(SHOWN_ROWS, count)):
         say(f"  {rows[i].place}")
         told = {"source": rows[i].prompt, "target": rows[i].completion, "base": before[i], "adapter": after[i]}

@@ -6,6 +6,7 @@ from typing import Any
 
 from lorasmith import hardware, upstream
 from lorasmith.console import say
+from lorasmith.engine import FSDP2, Engine, this_engine
 from lorasmith.errors import ModelError, RecipeError
 from lorasmith.hardware import Hardware
 from lorasmith.memory.plans import with_length
@@ -28,10 +29,11 @@ def resolve(
         earlier: run.json of this very recipe in its output folder, whose measured choice is kept; or empty.
 
     Raises:
-        RecipeError: If the effective batch does not divide.
+        RecipeError: If the accelerate config does not suit the machine or the model.
         ModelError: If max_length is beyond the model.
     """
-    _check_batch(recipe)
+    _check_devices(this_engine(), machine)
+    _check_blocks(this_engine(), base)
     if recipe.model.dtype == "auto" and earlier.get("hardware", {}).get("name") == machine.name:
         dtype, why = earlier["recipe"]["model"]["dtype"], "as this run chose before"
     else:
@@ -174,9 +176,23 @@ def make_config(kind: Any, recipe: Recipe, machine: Hardware, method: str = "sft
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _check_batch(recipe: Recipe) -> None:
-    effective, processes, wanted = recipe.run.effective_batch, world_size(), recipe.run.micro_batch
-    if effective % processes or (wanted != "auto" and effective % (wanted * processes)):
+def _check_devices(engine: Engine, machine: Hardware) -> None:
+    here = int(engine.setting("processes of this machine", 1))
+    if machine.device == "cuda" and here > machine.count:
         raise RecipeError(
-            f"run.effective_batch is `{effective}`; expected a multiple of {processes} processes x {wanted}."
+            f"accelerate config: {here} processes on this machine, which has {machine.count} GPUs. Write "
+            f"num_processes: {machine.count * engine.machines}."
+        )
+
+
+def _check_blocks(engine: Engine, base: BaseFacts) -> None:
+    """A class that the config names as the unit to shard must be the model's own block."""
+    named = engine.setting("fsdp_transformer_layer_cls_to_wrap")
+    blocks = base.blocks
+    if engine.kind == FSDP2 and not blocks:
+        raise RecipeError("accelerate config: FSDP2; transformers names no blocks of this architecture to shard.")
+    if named and not set(str(named).split(",")) <= set(blocks):
+        raise RecipeError(
+            f"accelerate config: fsdp_transformer_layer_cls_to_wrap is `{named}`; the model's block is "
+            f"{', '.join(blocks)}. Take the line out: it is found by itself."
         )

@@ -39,7 +39,8 @@ class Frozen:
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype`, shape (outputs, inputs), unpacked where it is quantized."""
         weight: Any = self.layer.weight
-        state = getattr(weight, "quant_state", None)
+        # A weight that FSDP2 has gathered is a plain tensor; its layer knows how it is packed.
+        state = getattr(weight, "quant_state", None) or getattr(self.layer, "quant_state", None)
         if state is not None:
             from bitsandbytes.functional import dequantize_4bit
 

@@ -5,11 +5,13 @@ logits of a token are, and no (tokens x vocabulary) matrix is kept. trl 1.16 pro
 a CPU it also projects the tokens that are not trained (trl.kernels.chunked_logprob).
 """
 
+import types
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from lorasmith.memory.peak import LOGIT_BYTES as CHUNK_BYTES
 from lorasmith.speed.batches import IGNORED
@@ -88,10 +90,22 @@ def token_losses(
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    with torch.autocast(hidden.device.type, enabled=False):
-        bias = None if getattr(head, "bias", None) is None else head.bias.to(hidden.dtype)
-        found: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-        found = TokenLosses.apply(hidden, head.weight.to(hidden.dtype), bias, targets, scale, described)
+    found: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+    def compute(head: Any, hidden: Tensor) -> Any:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if getattr(head, "bias", None) is None else head.bias.to(hidden.dtype)
+            return TokenLosses.apply(hidden, head.weight.to(hidden.dtype), bias, targets, scale, described)
+
+    if not isinstance(head, FSDPModule):
+        found = compute(head, hidden)
+        return found
+    # A sharded weight is whole between the hooks of its module's own call.
+    head.forward = types.MethodType(compute, head)
+    try:
+        found = head(hidden)
+    finally:
+        del head.forward
     return found
 
 

@@ -5,6 +5,7 @@ import types
 from typing import Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 
 from lorasmith.speed import batches
@@ -74,6 +75,12 @@ def fast(trainer: type[Any], chunked_loss: bool) -> type[Any]:
                 self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             super().log(logs, start_time)
 
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            rows = self.eval_dataset if eval_dataset is None else eval_dataset
+            if self.scores_supervised and self.args.world_size > 1 and isinstance(rows, Dataset):
+                rows = filled(rows, self.args.eval_batch_size * self.args.world_size)
+            return super().get_eval_dataloader(rows)
+
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
             self.sums.pop("eval", None)
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -103,6 +110,17 @@ def fast(trainer: type[Any], chunked_loss: bool) -> type[Any]:
     return FastTrainer
 
 
+def filled(rows: Dataset, size: int) -> Dataset:
+    """Evaluation rows with rows of no trained token behind them, in whole batches of all processes.
+
+    accelerate would fill the last batches with the first rows, which would count twice.
+    """
+    missing = -len(rows) % size
+    empty = {"input_ids": [rows[0]["input_ids"][:2]] * missing, "labels": [[batches.IGNORED] * 2] * missing}
+    known = {name: column for name, column in empty.items() if name in rows.column_names}
+    return concatenate_datasets([rows, Dataset.from_dict(known, rows.features)]) if missing else rows
+
+
 def can_score(trainer: Any) -> bool:
     """Whether `supervised_loss` is this trainer's loss: plain likelihood under a frozen, whole output layer."""
     args = trainer.args
@@ -112,13 +130,13 @@ def can_score(trainer: Any) -> bool:
 
 
 def has_plain_head(trainer: Any) -> bool:
-    """Whether the output layer of a trainer's model is frozen, whole on this device, and its logits uncapped."""
+    """Whether the output layer of a trainer's model is frozen, whole where it is used, and its logits uncapped."""
     model = trainer.model
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
         return False
     head = model.get_output_embeddings()
     plain = isinstance(head, torch.nn.Linear) and not any(weight.requires_grad for weight in head.parameters())
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    sharded = (trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2) or trainer.is_deepspeed_enabled
     parallel = trainer.accelerator.parallelism_config is not None
     return plain and not sharded and not parallel and not isinstance(head.weight, torch.distributed.tensor.DTensor)
 
