@@ -15,6 +15,7 @@ import yaml
 from lorasmith.errors import RecipeError
 
 SINGLE, DDP, FSDP1, FSDP2, ZERO = "one process", "DDP", "FSDP1", "FSDP2", "ZeRO"
+ZERO2, ZERO3 = f"{ZERO}-2", f"{ZERO}-3"
 OTHERS = {"MEGATRON_LM": "Megatron-LM", "TP": "tensor parallel", "XLA": "XLA", "MULTI_XPU": "MULTI_XPU"}
 
 
@@ -45,12 +46,12 @@ class Engine:
     @property
     def shards_weights(self) -> bool:
         """Whether no process has the whole model."""
-        return self.kind in (FSDP1, FSDP2, f"{ZERO}-3")
+        return self.kind in (FSDP1, FSDP2, ZERO3)
 
     @property
     def shards_states(self) -> bool:
         """Whether gradients and the optimizer's states are shared out."""
-        return self.shards_weights or self.kind == f"{ZERO}-2"
+        return self.shards_weights or self.kind == ZERO2
 
     @property
     def replicas(self) -> int:

@@ -6,12 +6,11 @@ Trainer (5.23), peft's notes on FSDP and DeepSpeed, and runs of our own (tests/t
 
 import importlib.util
 
-from lorasmith.engine import DDP, FSDP1, FSDP2, SINGLE, ZERO, Engine
+from lorasmith.engine import DDP, FSDP1, FSDP2, SINGLE, ZERO, ZERO2, ZERO3, Engine
 from lorasmith.errors import RecipeError
 from lorasmith.recipe import Recipe
 
 FOLDER = "accelerate_configs"
-ZERO2, ZERO3 = f"{ZERO}-2", f"{ZERO}-3"
 KNOWN = (SINGLE, DDP, FSDP2, ZERO2, ZERO3)
 GENERATING = ("grpo",)
 SHARDED_METHODS = ("lora", "dora")  # of adapters, shown to train alike sharded and whole
@@ -50,15 +49,19 @@ def _wrong(found: str, expected: str, mend: str) -> RecipeError:
 
 def _check_batch(engine: Engine, recipe: Recipe) -> None:
     """Rows of an update must divide among the processes that have rows of their own."""
-    effective, wanted = recipe.run.effective_batch, recipe.run.micro_batch
-    one = engine.replicas * (1 if wanted == "auto" else int(wanted))
-    if effective % one:
-        processes = f"{engine.replicas} processes" if engine.replicas > 1 else ""
-        rows = f"run.micro_batch `{wanted}`" if wanted != "auto" else ""
-        raise RecipeError(
-            f"run.effective_batch is `{effective}`; expected a multiple of "
-            f"{' x '.join(filter(None, (processes, rows)))}. Write run.effective_batch={-(-effective // one) * one}."
-        )
+    effective, wanted, shares = recipe.run.effective_batch, recipe.run.micro_batch, engine.replicas
+    one = shares * (1 if wanted == "auto" else int(wanted))
+    if effective % one == 0:
+        return
+    mend = f"run.effective_batch={-(-effective // one) * one}"
+    if effective % shares == 0:
+        share = effective // shares
+        mend = f"run.micro_batch={max(size for size in range(1, min(share, int(wanted)) + 1) if share % size == 0)}"
+    processes = [f"{shares} processes"] if shares > 1 else []
+    rows = [f"run.micro_batch `{wanted}`"] if wanted != "auto" else []
+    raise RecipeError(
+        f"run.effective_batch is `{effective}`; expected a multiple of {' x '.join(processes + rows)}. Write {mend}."
+    )
 
 
 def _check_numbers(engine: Engine, recipe: Recipe) -> None:

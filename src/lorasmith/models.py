@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lorasmith import quantized_cache
+from lorasmith.engine import ZERO3, this_engine
 from lorasmith.errors import LorasmithError, ModelError, RecipeError, UnreachableError
 from lorasmith.failures import explain
 from lorasmith.hostile import check_template
@@ -202,14 +203,16 @@ def _check_complete(section: Model, missing: Sequence[str]) -> None:
 
 
 def _options(dtype: str, attention: str, device: str) -> dict[str, Any]:
-    """What `from_pretrained` is told of a model of any kind."""
-    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if device == "cuda" else {"": "cpu"}
-    return {
-        "dtype": getattr(torch, dtype),
-        "attn_implementation": attention,
-        "device_map": place,
-        "use_safetensors": True,
-    }
+    """What `from_pretrained` is told of a model of any kind.
+
+    A model that FSDP2 shards is read into the computer's memory, from where each process takes its part a block at a
+    time; under ZeRO-3 transformers places the parts itself, and refuses a device_map.
+    """
+    engine = this_engine()
+    whole = device == "cuda" and not engine.shards_weights
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": attention, "use_safetensors": True}
+    place = {"": int(os.environ.get("LOCAL_RANK", "0")) if whole else "cpu"}
+    return options if engine.kind == ZERO3 else options | {"device_map": place}
 
 
 def _places(section: Model, quantized: BitsAndBytesConfig, dtype: str, device: str) -> tuple[Path | None, Path | None]:
