@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import NO_EVAL, losses
 from test_accelerate import commands_of
-from two_hosts import ADDRESSES, Hosts, two_hosts
+from two_hosts import ADDRESSES, INTERFACE, Hosts, two_hosts
 
 from lorasmith.reliability import checkpoints
 
@@ -79,6 +79,7 @@ def test_a_link_that_is_cut_ends_every_rank_and_the_same_command_goes_on_to_the_
 
         hosts.mend()
         assert codes(begin(hosts, LAUNCH, cut), PATIENCE) == [0, 0], texts(cut)
+    assert f"network: {INTERFACE}, through which the first machine ({ADDRESSES[0]}) is reached" in texts(cut)[0]
     assert f"goes on behind step {checkpoints.step_of(newest)}" in texts(cut)[0]
     assert losses(cut) == losses(whole)
     assert (cut / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
