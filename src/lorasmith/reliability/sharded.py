@@ -95,6 +95,8 @@ def shard_on_cpu(accelerator: Any) -> None:
 def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[None]:
     """Inside, what is trained stands in the model whole, on every process; all processes enter and leave together.
 
+    So do the heads that trained ones began as.
+
     For reading and writing weights alone: a forward pass inside would gather them by itself.
 
     Args:
@@ -106,10 +108,10 @@ def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[Non
         # alone, and the next forward pass would wait for the others for ever.
         if isinstance(module, FSDPModule):
             module.reshard()
-    for module in model.modules():
+    for place, module in model.named_modules():
         for name, weight in module._parameters.items():
-            if isinstance(weight, DTensor) and weight.requires_grad:
-                gathered = torch.nn.Parameter(whole(weight.detach()))
+            if isinstance(weight, DTensor) and (weight.requires_grad or "original_module" in place):
+                gathered = torch.nn.Parameter(whole(weight.detach()), weight.requires_grad)
                 swapped.append((module, name, weight, gathered))
     for module, name, _, gathered in swapped:
         module._parameters[name] = gathered

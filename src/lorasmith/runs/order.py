@@ -7,6 +7,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from lorasmith.engine import this_engine
+
 
 class UpdateOrder(Sampler[int]):
     """A random order in which the rows of each update stand from longest to shortest.
@@ -65,7 +67,7 @@ def with_update_order(trainer: type[Any]) -> type[Any]:
             kinds = {"random": UpdateOrder, "group_by_length": LengthOrder}
             if self.args.train_sampling_strategy not in kinds:
                 return super()._get_train_sampler(train_dataset)
-            per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps * this_engine().replicas
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             lengths = [len(ids) for ids in rows["input_ids"]]
             return kinds[self.args.train_sampling_strategy](lengths, per_update, seed)

@@ -1,7 +1,6 @@
 """From a recipe to the arguments of a trl config, with what the machine decides filled in and said."""
 
 import importlib.util
-import os
 from typing import Any
 
 from lorasmith import hardware, upstream
@@ -16,8 +15,8 @@ from lorasmith.recipe_checks import group_size
 
 
 def world_size() -> int:
-    """Processes in this job, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes in this job with rows of their own, as the launcher says."""
+    return this_engine().replicas
 
 
 def resolve(

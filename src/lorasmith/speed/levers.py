@@ -1,6 +1,5 @@
 """Which levers a run has, from its recipe and its model, and their use on the model."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from lorasmith.console import say
+from lorasmith.engine import this_engine
 from lorasmith.errors import ModelError
 from lorasmith.memory.machine import free_memory
 from lorasmith.recipe import Recipe
@@ -119,7 +119,7 @@ def reuse(model: PeftModel, recipe: Recipe, lengths: Sequence[int], flat: bool) 
     steps, epochs = int(recipe.trainer.get("max_steps") or -1), float(recipe.trainer.get("num_train_epochs", 3))
     if steps > 0:
         epochs = steps * recipe.run.effective_batch / len(lengths)
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else each epoch brings a process other rows
+    alone = this_engine().processes == 1  # else each epoch brings a process other rows
     if not (recipe.speed.frozen_cache and flat and alone and epochs > 1) or recipe.run.gradient_checkpointing:
         return []
     _, said = reuse_frozen_blocks(model, sum(lengths), int(SHARE_FOR_STATES * free_memory()))
