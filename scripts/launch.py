@@ -25,6 +25,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         code_file, (reading, writing) = Path(folder) / "code", os.pipe()
+        # Slurm signals every process of a job: accelerate, which does not know this one, would die of it.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         process = subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", *words],
             env={**os.environ, "LORASMITH_EXIT": str(code_file)},

@@ -44,8 +44,9 @@ def no_network() -> Iterator[None]:
 
 # Files that take longest, which several processes begin with so that none works alone at the end.
 LONGEST = (
-    "test_reliability", "test_sft", "test_text_classification", "test_token_classification", "test_question_answering",
-    "test_seq2seq", "test_grpo", "test_preference", "test_dpo", "test_eval", "test_eval_parts", "test_merge",
+    "test_reliability", "test_sft", "test_two_hosts", "test_text_classification", "test_token_classification",
+    "test_question_answering", "test_seq2seq", "test_grpo", "test_preference", "test_dpo", "test_eval",
+    "test_eval_parts", "test_merge",
 )  # fmt: skip
 
 

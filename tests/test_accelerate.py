@@ -21,14 +21,23 @@ def launched(config: str, *words) -> list[float]:
     return losses(folder)
 
 
+def commands_of(config: str) -> list[str]:
+    """The commands that stand in the header of a config."""
+    lines = (ROOT / f"accelerate_configs/{config}.yaml").read_text().splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#   accelerate launch")]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_one_that_accelerate_knows_and_tells_its_command(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.num_machines == 1
+    machines = 2 if path.stem.endswith("two_nodes") else 1
+    assert config.num_machines == machines
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
-    assert f"--config_file accelerate_configs/{path.name} scripts/sft.py" in path.read_text()
+    start = f"accelerate launch --config_file accelerate_configs/{path.name}"
+    ranks = [f" --machine_rank {rank} --main_process_ip ADDRESS" for rank in range(machines)] if machines > 1 else [""]
+    assert commands_of(path.stem) == [f"{start}{rank} scripts/sft.py RECIPE" for rank in ranks]
 
 
 def test_two_processes_train_to_the_losses_of_one_at_the_same_effective_batch(tmp_path):

@@ -26,6 +26,8 @@ KINDS = {
     "cpu": SINGLE,
     "cpu_2_processes": DDP,
     "cpu_2_processes_fsdp2": FSDP2,
+    "two_nodes": DDP,
+    "cpu_two_nodes": DDP,
 }
 QUICK = ["model.quantization=none", "model.dtype=float32", "run.micro_batch=4", "trainer.logging_steps=1"]
 
@@ -46,7 +48,9 @@ def test_a_config_is_read_as_its_launcher_hands_it_on(name):
     )
 
     path = CONFIGS / f"{name}.yaml"
-    arguments = launch_command_parser().parse_args(["--config_file", str(path), "scripts/sft.py"])
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(path), "--machine_rank", "0", "--main_process_ip", "127.0.0.1", "scripts/sft.py"]
+    )
     arguments, *_ = _validate_launch_command(arguments)
     arguments.deepspeed_fields_from_accelerate_config = []  # as launch_command sets it
     if arguments.use_deepspeed:
@@ -55,10 +59,9 @@ def test_a_config_is_read_as_its_launcher_hands_it_on(name):
         environment = prepare_multi_gpu_env(arguments)
     else:
         environment = prepare_simple_launcher_cmd_env(arguments)[1]
-    count = str(arguments.num_processes)
-    launched = this_engine(
-        {**environment, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "ACCELERATE_USE_CPU": str(arguments.use_cpu)}
-    )
+    count, local = arguments.num_processes, arguments.num_processes // arguments.num_machines
+    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local)}
+    launched = this_engine({**environment, "ACCELERATE_USE_CPU": str(arguments.use_cpu)})
     read = read_engine(path)
     assert read.kind == KINDS[name]
     for one in ("kind", "processes", "machines", "cpu", "offload", "reshard", "context"):

@@ -14,6 +14,7 @@ FLOORS = {
     "leaks": 0,
     "limits": 0,
     "listening": 0,
+    "network": 0,
     "started": 0,
     "hostile": 1,
     "engine": 1,

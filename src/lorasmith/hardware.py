@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from lorasmith.console import say
 from lorasmith.errors import FitError, ModelError
 from lorasmith.memory.machine import free_disk, total_memory
 from lorasmith.memory.speed import keep_machine_facts
+from lorasmith.network import choose_interface
 
 BF16_GAIN = 1.2  # bf16 must beat float32 by this much on a CPU to be worth its rounding
 
@@ -34,7 +36,10 @@ class Hardware:
 
 
 def find_hardware(use_cpu: bool = False) -> Hardware:
-    """The GPUs that torch can use, else the CPU."""
+    """The GPUs that torch can use, else the CPU; of several machines, also the network that joins them."""
+    joined = choose_interface()
+    if joined is not None:
+        say("network: {}, through which the first machine ({}) is reached".format(*joined))
     if torch.cuda.is_available() and not use_cpu and os.environ.get("ACCELERATE_USE_CPU") != "true":
         properties = torch.cuda.get_device_properties(0)
         return Hardware("cuda", properties.name, properties.total_memory / 2**30, torch.cuda.device_count())

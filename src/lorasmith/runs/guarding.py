@@ -41,6 +41,8 @@ class Guards:
             StoppedError: If it was.
         """
         if self.stop.stopped:
+            # A launcher ends the others when one leaves, and the first may still be committing the checkpoint.
+            trainer.accelerator.wait_for_everyone()
             folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
             raise stopping.stopped(self.stop.stopped, trainer.state.global_step, folder.is_dir())
 

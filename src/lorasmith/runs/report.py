@@ -19,6 +19,7 @@ from lorasmith.memory.plans import Plan, keep_speed
 from lorasmith.models import template_hash
 from lorasmith.recipe import Recipe
 from lorasmith.recipe_sections import recipe_text
+from lorasmith.reliability.agreement import check_ranks_agree
 from lorasmith.reliability.resume import Resume
 from lorasmith.runs import folder as run_folder
 from lorasmith.runs.card import ACCURACIES, HEADLINES, write_card
@@ -53,7 +54,11 @@ def begin(
     """Write what is known before training, into an emptied folder or beside the checkpoint that the run goes on from.
 
     The record is completed by `finish`.
+
+    Raises:
+        RunError: If another rank would train something else, or into another folder.
     """
+    check_ranks_agree(folder, contract, resume)
     if resume.checkpoint is not None:
         earlier = run_folder.read_json(folder / "run.json", strict=False)
         if "contract" in earlier:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorasmith.console import say
+from lorasmith.console import is_first_process, say
 from lorasmith.errors import DivergedError
 from lorasmith.hardware import Hardware, memory_gib, peak_memory_gib
 from lorasmith.reliability.resume import records_until
@@ -43,7 +43,8 @@ class Watch(TrainerCallback):
         """Take up the records of an interrupted run as they were at a step; later ones are dropped."""
         path = self.folder / "metrics.jsonl"
         self.history += records_until(path, step)
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
+        if is_first_process():  # another rank, late, would drop what the first has logged since
+            path.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
 
     @property
     def tokens_per_second(self) -> float | None:

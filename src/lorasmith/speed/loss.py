@@ -101,11 +101,12 @@ def token_losses(
         found = compute(head, hidden)
         return found
     # A sharded weight is whole between the hooks of its module's own call.
-    head.forward = types.MethodType(compute, head)
+    gathered: Any = head
+    gathered.forward = types.MethodType(compute, head)
     try:
-        found = head(hidden)
+        found = gathered(hidden)
     finally:
-        del head.forward
+        del gathered.forward
     return found
 
 
