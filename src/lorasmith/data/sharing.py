@@ -28,7 +28,7 @@ T = TypeVar("T")
 BEGINS = 60.0  # seconds that processes wait for one another to begin; whoever waited in vain works for itself
 LOOKS = 0.05  # seconds between two looks
 PREFIX = "lorasmith-ranks-"
-LOCK, MADE, APART, MAPPED = "lock", "made", "apart", "mapped"
+LOCK, MADE, APART, SEEN = "lock", "made", "apart", "seen"
 
 
 def first_reads(read: Callable[[], T]) -> Callable[[], T]:
@@ -68,7 +68,6 @@ def shared(
     except OSError as error:
         _leading.leave_apart()
         complain(f"warning: rows are not shared among processes ({error.strerror or error}); each reads them itself")
-        return made
     _leading.wait_for(others)
     return made
 
@@ -115,9 +114,9 @@ class _Leading:
         (self.folder / APART).touch()
 
     def wait_for(self, others: int) -> None:
-        """Remove the files' names once all have mapped them: what is mapped stays until the last process ends."""
+        """Remove the files' names once all have seen them: what is mapped stays until the last process ends."""
         start = time.monotonic()
-        while len(list(self.folder.glob(f"{MAPPED}.*"))) < others:
+        while len(list(self.folder.glob(f"{SEEN}.*"))) < others:
             if time.monotonic() - start > BEGINS:
                 return  # the files stay until this process ends
             _look_out()
@@ -169,6 +168,7 @@ def _awaited(folder: Path) -> Path | None:
     try:
         while not (folder / MADE).exists():
             if (folder / APART).exists():
+                _mark_seen(folder)
                 return None
             if lock is None:
                 with contextlib.suppress(OSError):
@@ -202,8 +202,13 @@ def _taken(folder: Path) -> Any:
     if folder.stat().st_uid != os.getuid():
         raise RankError(f"{folder} belongs to another user. Set LORASMITH_CACHE to a folder of your own.")
     made = read_made(folder / MADE)
-    (folder / f"{MAPPED}.{os.environ['LOCAL_RANK']}").touch()
+    _mark_seen(folder)
     return made
+
+
+def _mark_seen(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # the folder then stays until the first process ends
+        (folder / f"{SEEN}.{os.environ['LOCAL_RANK']}").touch()
 
 
 def _map_lists(made: Any, folder: Path, build: Callable[[Any], Any] | None, lists: Sequence[str]) -> None:
