@@ -1,6 +1,6 @@
 """How long the processes of a machine take to have their rows, and what these hold in memory: each for itself, or shared.
 
-    python benchmarks/startup.py [--rows 50000] [--processes 2 4] [--repeats 3]   # writes benchmarks/startup.json; 6 minutes
+    python benchmarks/startup.py [--rows 50000] [--processes 2 4] [--repeats 3]   # writes benchmarks/startup.json; 15 minutes
 
 Each process does what sft.py does before it loads the model: read, recognise, tokenize and audit generated
 conversations, and make the data set of them. Both ways take turns. Seconds are those behind the imports, which are the
@@ -143,7 +143,9 @@ def summary(launches: list[Found]) -> dict[str, float]:
 
 
 def table(median: dict[str, dict[str, float]]) -> str:
-    lines = ["| launch | rank 1 has its rows | ranks 2..N | rank 1 holds | ranks 2..N hold, each | the machine |"]
+    lines = [
+        "| launch | the first rank has its rows | the others | the first holds | the others hold, each | the machine |"
+    ]
     lines += ["|---|---|---|---|---|---|"]
     for what, one in median.items():
         lines.append(

@@ -43,18 +43,28 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare import prepare, read_train_and_eval
         from lorasmith.data.sharing import first_reads, shared
+        from lorasmith.data.streaming import open_stream, prepare_stream
         from lorasmith.reliability import reopened, resume
         from lorasmith.runs import folder, guarding, planning, report, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = first_reads(lambda: read_train_and_eval(requested.data, requested.seed))
+    streams = requested.data.streaming
+    read = (
+        open_stream(requested.data)
+        if streams
+        else first_reads(lambda: read_train_and_eval(requested.data, requested.seed))
+    )
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier)
-    rows = shared(lambda: prepare(recipe.data, tokenizer, *read(), recipe.trainer["max_length"]))
+    rows = (
+        prepare_stream(recipe, tokenizer, read)
+        if streams
+        else shared(lambda: prepare(recipe.data, tokenizer, *read(), recipe.trainer["max_length"]))
+    )
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -162,6 +172,8 @@ def make_trainer(
             processing_class=tokenizer,
             callbacks=[*callbacks, *stopping],
         )
+    if recipe.data.streaming:  # trl's constructor takes data sets of `datasets` alone
+        trainer.train_dataset = rows.dataset(config.per_device_train_batch_size)
     guarding.settle(trainer, recipe, callbacks)
     return model, trainer
 

@@ -15,6 +15,8 @@ FLOORS = {
     "limits": 0,
     "listening": 0,
     "started": 0,
+    "storages": 1,
+    "recipe_streaming": 1,
     "hostile": 1,
     "offline": 1,
     "upstream": 1,
