@@ -1,4 +1,4 @@
-"""Training rows that are read while they are trained on: in order, shuffled in a buffer, and found again by position."""
+"""Training rows that are read as they are trained on: in order, shuffled in a buffer, and found again by position."""
 
 import bisect
 import hashlib
@@ -178,9 +178,7 @@ def open_stream(section: Data) -> Opened:
     records = reader.records(section.shuffle_buffer)
     reader.close()
     first = parse_rows(records, shards[0].address, section.format, section.columns, section.on_bad_row)
-    say(
-        f"stream: {_count(shards)}; its first {len(first.rows)} rows are looked at now, the others as they are trained on"
-    )
+    say(f"stream: {_count(shards)}; its first {len(first.rows)} rows are looked at now, the others while training")
     say_read(len(first.rows), shards[0].address, "", first.kind, first.rejected)
     held_out, refused = list[Row](), list[str]()
     if section.eval is not None:

@@ -116,7 +116,7 @@ class ShardReader:
         raw: Any = shard.storage.open(shard.path, "rb", block_size=READ_AHEAD)
         _check_beginning(shard, raw)
         if shard.name.lower().endswith(".gz"):
-            raw = gzip.open(raw, "rb")
+            raw = gzip.GzipFile(fileobj=raw, mode="rb")
         elif shard.name.lower().endswith(".zst"):
             import pyarrow
 
