@@ -1,6 +1,5 @@
 """Lines of jsonl files on any storage, read from a place that was reached before."""
 
-import contextlib
 import gzip
 import io
 import zlib
@@ -114,13 +113,18 @@ class ShardReader:
     def _opened(self, shard: Stored) -> BinaryIO:
         """A shard's bytes, decompressed, from the position on."""
         raw: Any = shard.storage.open(shard.path, "rb", block_size=READ_AHEAD)
-        _check_beginning(shard, raw)
+        if not raw.seekable():
+            raise DataError(f"{shard.address}: its server gives whole files alone. Leave data.streaming out.")
+        if self.position.offset == 0:
+            _check_beginning(shard, raw)
         if shard.name.lower().endswith(".gz"):
             raw = gzip.GzipFile(fileobj=raw, mode="rb")
         elif shard.name.lower().endswith(".zst"):
             import pyarrow
 
             raw = io.BufferedReader(_Decompressed(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")))
+        else:
+            raw = io.BufferedReader(raw, READ_AHEAD)  # fsspec's own readline takes no limit
         _skip(raw, self.position.offset)
         return raw
 
@@ -146,10 +150,7 @@ def _check_beginning(shard: Stored, raw: Any) -> None:
     wrong = foreign(beginning, Path(shard.name).suffix.lower())
     if wrong:
         raise DataError(f"{shard.address}: {wrong}")
-    with contextlib.suppress(Exception):  # a server without ranges of bytes
-        raw.seek(0)
-        return
-    raise DataError(f"{shard.address}: its server gives whole files alone. Leave data.streaming out, or use another.")
+    raw.seek(0)
 
 
 def _skip(file: Any, offset: int) -> None:

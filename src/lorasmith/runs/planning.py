@@ -102,16 +102,8 @@ def rows_of(prepared: Prepared) -> Rows:
     rows = Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt, pairs)
     if isinstance(prepared, PreparedStream):
         top, count = prepared.max_length, prepared.updates * prepared.rows_per_update
-        lengths = lengths * -(-SAMPLED // len(lengths)) + [top] * LONGEST_ROWS  # a micro-batch may hold such rows alone
-        return replace(
-            rows,
-            lengths=lengths,
-            count=count,
-            longest=top,
-            supervised=top,
-            prompt=0,
-            why="the first rows of the stream",
-        )
+        lengths = lengths * -(-SAMPLED // len(lengths)) + [top] * LONGEST_ROWS  # which may meet in one micro-batch
+        return Rows(lengths, count, top, top, longest, "the first rows of the stream")
     if not isinstance(prepared, PreparedTask):
         return rows
     if prepared.outputs:
