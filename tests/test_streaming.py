@@ -373,5 +373,5 @@ def test_a_broken_row_of_a_stream_is_told_once_by_two_processes(tmp_path, server
     )  # fmt: skip
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "error:" in line] == [
-        f"error: {server.address}/r.jsonl:62: messages: empty; expected a list of turns. Fix or remove the line."
+        f"error: {server.address}/r.jsonl:62: messages: empty; expected a list of messages."
     ]

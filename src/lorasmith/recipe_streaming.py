@@ -15,10 +15,10 @@ def check_streaming(method: str, recipe: Any, places: Places) -> None:
         RecipeError: At the first thing wrong.
     """
     data, trainer = recipe.data, recipe.trainer
-    for key, names in (("train", [name for name, _ in data.sources]), ("eval", [data.eval or ""])):
-        if any(re.match(r"[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", name) for name in names):
+    for name, addresses in (("train", [source for source, _ in data.sources]), ("eval", [data.eval or ""])):
+        if any(re.match(r"[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", address) for address in addresses):
             raise RecipeError(
-                f"{place_of(places, ('data', key))}: data.{key} holds a password. Give it to the storage by its "
+                f"{place_of(places, ('data', name))}: data.{name} holds a password. Give it to the storage by its "
                 "environment variables or its configuration file."
             )
     if not data.streaming:
