@@ -225,8 +225,6 @@ def _map_lists(made: Any, folder: Path, build: Callable[[Any], Any] | None, list
 
 def _meeting() -> Path:
     """The folder in which the processes of this launch meet, the same for all and never met again."""
-    import psutil
-
     parent = user_cache() / "ranks"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -235,8 +233,15 @@ def _meeting() -> Path:
     parent = parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())
     launcher = os.getppid()
     names = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-    known = [socket.gethostname(), launcher, psutil.Process(launcher).create_time(), *map(os.environ.get, names)]
+    known = [socket.gethostname(), launcher, _started(launcher), *map(os.environ.get, names)]
     return parent / f"{PREFIX}{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}"
+
+
+def _started(process: int) -> str:
+    """When a process began, in ticks since the boot (field 22 of proc_pid_stat(5)); empty where there is no /proc."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
 
 
 def _is_free(lock: int) -> bool:
