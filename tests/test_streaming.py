@@ -276,6 +276,9 @@ def test_a_resumed_run_on_a_stream_has_the_losses_of_the_uninterrupted_one(tmp_p
     )
     assert losses(resumed) == losses(whole)[5:]
     assert len(losses(resumed)) == 3
+    card = (resumed / "README.md").read_text()
+    assert "streamed, 128 trained" in card
+    assert "of the tokens of its first 30 rows 57.6% are trained" in card
     # Behind the first buffer, which the audit reads: row 80 is of the third one, which begins behind line 60.
     assert read[1] == Position(0, 0, 60, read[1].offset)
     assert (
