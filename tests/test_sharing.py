@@ -179,10 +179,11 @@ def test_two_launches_at_once_do_not_meet(launched, tmp_path):
 def test_a_broken_row_is_told_once_and_all_end_with_code_2(launched, rows_file, tmp_path):
     rows_file.write_text(rows_file.read_text() + '{"question": "q"}\n')
 
-    def slowly() -> None:
-        time.sleep(0.5)  # the others wait by now
+    def main(rank: int) -> None:
+        time.sleep(0.7 * rank)  # the others come when it is over
+        prepared(rows_file)
 
-    codes, told = launched(lambda rank: prepared(rows_file, slowly), 3)
+    codes, told = launched(main, 3)
     assert codes == [2, 2, 2]
     assert (
         told[0].splitlines()[-1]

@@ -26,17 +26,21 @@ from lorasmith.user_cache import user_cache
 
 T = TypeVar("T")
 BEGINS = 60.0  # seconds that processes wait for one another to begin; whoever waited in vain works for itself
+COMES = 10.0  # seconds that the first process, when it failed, waits for the others to know
 LOOKS = 0.05  # seconds between two looks
 PREFIX = "lorasmith-ranks-"
-LOCK, MADE, APART, SEEN = "lock", "made", "apart", "seen"
+LOCK, MADE, APART, HERE, SEEN = "lock", "made", "apart", "here", "seen"
 
 
 def first_reads(read: Callable[[], T]) -> Callable[[], T]:
     """What gives the rows that were read: at once in the first process of a machine, when asked for in the others."""
     reading = functools.cache(read)
-    if _is_first():
-        if _local_processes() > 1:
+    if _local_processes() > 1:
+        if _is_first():
             _begin()
+        else:
+            _join()
+    if _is_first():
         reading()
     return reading
 
@@ -115,23 +119,33 @@ class _Leading:
 
     def wait_for(self, others: int) -> None:
         """Remove the files' names once all have seen them: what is mapped stays until the last process ends."""
+        if self._all_are(SEEN, others, BEGINS):
+            self.end(0)  # else the files stay until this process ends
+
+    def _all_are(self, what: str, others: int, seconds: float) -> bool:
         start = time.monotonic()
-        while len(list(self.folder.glob(f"{SEEN}.*"))) < others:
-            if time.monotonic() - start > BEGINS:
-                return  # the files stay until this process ends
+        while len(list(self.folder.glob(f"{what}.*"))) < others:
+            if time.monotonic() - start > seconds:
+                return False
             _look_out()
-        self.end(0)
+        return True
 
     def end(self, code: int) -> None:
-        """Tell whoever still waits how this process ended, and leave nothing."""
+        """Tell whoever waits how this process ended, and leave nothing.
+
+        After a failure of its own it waits for those that come late, which would find nothing and wait in vain.
+        """
         if os.getpid() != self.process or not self.folder.exists():
             return
+        if code and not listener.asked:
+            self._all_are(HERE, _local_processes() - 1, COMES)
         with contextlib.suppress(OSError):
             os.pwrite(self.lock, str(code).encode(), 0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _leading: _Leading | None = None
+_joined: int | None = None  # the open lock of the first process
 
 
 def _begin() -> None:
@@ -162,25 +176,29 @@ def _sweep(parent: Path) -> None:
             os.close(lock)
 
 
+def _join() -> None:
+    """Take hold of the folder that the first process opens, so as to see how it ends; for a while, if there is none."""
+    global _joined
+    folder, start = _meeting(), time.monotonic()
+    while time.monotonic() - start < BEGINS:
+        with contextlib.suppress(OSError):
+            _joined = os.open(folder / LOCK, os.O_RDONLY)
+            _mark(folder, HERE)
+            return
+        _look_out()
+
+
 def _awaited(folder: Path) -> Path | None:
     """The folder once all is in it, or None if this process must work for itself."""
-    start, lock = time.monotonic(), None
-    try:
-        while not (folder / MADE).exists():
-            if (folder / APART).exists():
-                _mark_seen(folder)
-                return None
-            if lock is None:
-                with contextlib.suppress(OSError):
-                    lock = os.open(folder / LOCK, os.O_RDONLY)
-            elif _is_free(lock) and not (folder / MADE).exists():
-                _follow(os.pread(lock, 16, 0))
-            if lock is None and time.monotonic() - start > BEGINS:
-                return None
-            _look_out()
-    finally:
-        if lock is not None:
-            os.close(lock)
+    if _joined is None:
+        return None
+    while not (folder / MADE).exists():
+        if (folder / APART).exists():
+            _mark(folder, SEEN)
+            return None
+        if _is_free(_joined) and not (folder / MADE).exists():
+            _follow(os.pread(_joined, 16, 0))
+        _look_out()
     return folder
 
 
@@ -202,13 +220,13 @@ def _taken(folder: Path) -> Any:
     if folder.stat().st_uid != os.getuid():
         raise RankError(f"{folder} belongs to another user. Set LORASMITH_CACHE to a folder of your own.")
     made = read_made(folder / MADE)
-    _mark_seen(folder)
+    _mark(folder, SEEN)
     return made
 
 
-def _mark_seen(folder: Path) -> None:
+def _mark(folder: Path, what: str) -> None:
     with contextlib.suppress(OSError):  # the folder then stays until the first process ends
-        (folder / f"{SEEN}.{os.environ['LOCAL_RANK']}").touch()
+        (folder / f"{what}.{os.environ['LOCAL_RANK']}").touch()
 
 
 def _map_lists(made: Any, folder: Path, build: Callable[[Any], Any] | None, lists: Sequence[str]) -> None:
