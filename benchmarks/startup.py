@@ -55,7 +55,8 @@ def main() -> None:
         size = rows.stat().st_size
     median = {what: summary(found) for what, found in launches.items()}
     report = {
-        "command": f"python benchmarks/startup.py --rows {arguments.rows} --repeats {arguments.repeats}",
+        "command": f"python benchmarks/startup.py --rows {arguments.rows} "
+        f"--processes {' '.join(map(str, arguments.processes))} --repeats {arguments.repeats}",
         "machine": f"{platform.machine()}, {os.cpu_count()} threads",
         "load_at_the_end": round(os.getloadavg()[0], 1),
         "rows": arguments.rows,
