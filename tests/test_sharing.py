@@ -23,6 +23,8 @@ from lorasmith.data.mapped import MappedRows, map_rows, read_made, write_made
 from lorasmith.data.pair_tokens import PairTokens
 from lorasmith.data.prepare import as_dataset, prepare, read_train_and_eval
 from lorasmith.data.prepare_pairs import pairs_as_dataset, pairs_as_sequences
+from lorasmith.data.prepare_prompts import PromptTokens
+from lorasmith.data.prompts import Prompt
 from lorasmith.data.render import TokenRow
 from lorasmith.errors import DataError
 from lorasmith.recipe import Data
@@ -39,6 +41,7 @@ ROWS = {
     "tokens": [TokenRow(f"é.jsonl:{i}", ids(*range(i)), ids(-100, *range(1, i))) for i in range(1, 9)],
     "pairs": [PairTokens(f"p:{i}", ids(1, i), ids(2), ids(*range(i))) for i in range(1, 9)],
     "judged": [JudgedTokens(f"j:{i}", ids(), ids(i), i % 2 == 0) for i in range(1, 9)],
+    "prompts": [PromptTokens(Prompt(f"q:{i}", [{"role": "user"}], columns={"n": [i]}), ids(i)) for i in range(1, 9)],
     "one label": [Example(f"c:{i}", ids(i), ids(-100), i, "blue", ids(0)) for i in range(1, 9)],
     "many labels": [Example(f"c:{i}", ids(i), ids(-100), [0.0, 1.0 * i], "", None) for i in range(1, 9)],
     "a number": [Example(f"c:{i}", ids(i), ids(-100), i / 3, "", None) for i in range(1, 9)],
