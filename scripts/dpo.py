@@ -45,19 +45,24 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     # Torch is imported from here on; a wrong recipe has been told by now, in well under a second.
     with quick_imports():
         from lorasmith import adapters, hardware, models
-        from lorasmith.data.prepare_pairs import prepare_pairs, read_train_and_eval_pairs
+        from lorasmith.data.prepare_pairs import pairs_as_dataset, prepare_pairs, read_train_and_eval_pairs
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, planning, report, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_pairs(requested.data, requested.seed)
+    read = first_reads(lambda: read_train_and_eval_pairs(requested.data, requested.seed))
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier)
-    rows = prepare_pairs(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
+    rows = shared(
+        lambda: prepare_pairs(recipe.data, tokenizer, *read(), recipe.trainer["max_length"]),
+        pairs_as_dataset,
+        ("train_pairs", "eval_pairs"),
+    )
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, "dpo")
     settings.announce_batch(recipe, len(rows.train_pairs))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -133,6 +138,7 @@ def make_trainer(
 
     from lorasmith import adapters
     from lorasmith.data.prepare_pairs import pairs_as_dataset
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.preference.start import StartsAtReference
     from lorasmith.preference.trainer import paired
     from lorasmith.reliability.guarded import guarded
@@ -141,7 +147,8 @@ def make_trainer(
     from lorasmith.speed import levers
     from lorasmith.speed.answers import LaidOut, answering
 
-    sets = [pairs_as_dataset(part) for part in (rows.train_pairs, rows.eval_pairs)]
+    parts = rows.train_pairs, rows.eval_pairs
+    sets = [dataset_of(part, pairs_as_dataset, rows.fingerprint) for part in parts]
     padded = DataCollatorForPreference(tokenizer.pad_token_id)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
     set_seed(recipe.seed)

@@ -48,18 +48,19 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     with quick_imports():
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare_prompts import prepare_prompts, read_train_and_eval_prompts
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, planning, report, rewarding, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_prompts(requested.data, requested.seed)
+    read = first_reads(lambda: read_train_and_eval_prompts(requested.data, requested.seed))
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier, "grpo")
-    rows = prepare_prompts(recipe.data, tokenizer, *read, recipe.data.max_prompt_length)
+    rows = shared(lambda: prepare_prompts(recipe.data, tokenizer, *read(), recipe.data.max_prompt_length))
     rewards = rewarding.load_and_check(recipe.rewards, rows.train_prompts)
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, "grpo")
     settings.announce_groups(recipe, len(rows.train_prompts))

@@ -46,18 +46,19 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     with quick_imports():
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare_judged import prepare_judged, read_train_and_eval_judged
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, planning, report, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_judged(requested.data, requested.seed)
+    read = first_reads(lambda: read_train_and_eval_judged(requested.data, requested.seed))
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier)
-    rows = prepare_judged(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
+    rows = shared(lambda: prepare_judged(recipe.data, tokenizer, *read(), recipe.trainer["max_length"]))
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, "kto")
     settings.announce_batch(recipe, len(rows.train_judged))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):

@@ -50,8 +50,10 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from transformers import set_seed
 
         from lorasmith import adapters, hardware, models
+        from lorasmith.data.examples import examples_as_dataset
         from lorasmith.data.prepare_questions import prepare_questions, read_train_and_eval_questions
         from lorasmith.data.question_tokens import between
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, planning, report, saving, settings, task_file
         from lorasmith.runs.measuring_answers import AnswerFigures
@@ -61,13 +63,15 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_questions(requested.data, requested.seed)
+    read = first_reads(lambda: read_train_and_eval_questions(requested.data, requested.seed))
     tokenizer, new_token_ids = models.load_tokenizer(requested.model, stops=False)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier, METHOD)
     reading = Reading(recipe.trainer["max_length"], recipe.task.stride, recipe.task.max_answer_length)
-    rows = prepare_questions(recipe.data, tokenizer, *read, recipe.task, reading.max_length)
+    rows = shared(
+        lambda: prepare_questions(recipe.data, tokenizer, *read(), recipe.task, reading.max_length), examples_as_dataset
+    )
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, METHOD)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -152,6 +156,7 @@ def make_trainer(
 
     from lorasmith import adapters, models
     from lorasmith.data.examples import examples_as_dataset
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs import guarding
     from lorasmith.runs.order import with_update_order
@@ -160,7 +165,7 @@ def make_trainer(
     from lorasmith.tasks.batches import Padded
     from lorasmith.tasks.trainer import Summed, for_task
 
-    sets = [examples_as_dataset(part) for part in (rows.train, rows.eval)]
+    sets = [dataset_of(part, examples_as_dataset, rows.fingerprint) for part in (rows.train, rows.eval)]
     collator = Padded(tokenizer.pad_token_id, torch.long)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collator)
     drawn = models.drawn_modules(base_model)

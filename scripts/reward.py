@@ -53,20 +53,31 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from transformers import set_seed
 
         from lorasmith import adapters, hardware, models
-        from lorasmith.data.prepare_pairs import both_answers, prepare_pairs, read_train_and_eval_pairs
+        from lorasmith.data.prepare_pairs import (
+            both_answers,
+            pairs_as_sequences,
+            prepare_pairs,
+            read_train_and_eval_pairs,
+        )
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, planning, report, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_pairs(requested.data, requested.seed)
+    read = first_reads(lambda: read_train_and_eval_pairs(requested.data, requested.seed))
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier)
-    rows = prepare_pairs(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
-    rows.eval_rows = both_answers(read[1], rows)
+
+    def prepared() -> Any:
+        found = prepare_pairs(recipe.data, tokenizer, *read(), recipe.trainer["max_length"])
+        found.eval_rows = both_answers(read()[1], found)
+        return found
+
+    rows = shared(prepared, pairs_as_sequences, ("train_pairs", "eval_pairs"))
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, "reward")
     settings.announce_batch(recipe, len(rows.train_pairs))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -143,6 +154,7 @@ def make_trainer(
 
     from lorasmith import adapters
     from lorasmith.data.prepare_pairs import pairs_as_sequences
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.preference.scored import scored
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs import guarding
@@ -150,7 +162,8 @@ def make_trainer(
     from lorasmith.speed import levers
     from lorasmith.speed.answers import LaidOut, answering
 
-    sets = [pairs_as_sequences(part) for part in (rows.train_pairs, rows.eval_pairs)]
+    parts = rows.train_pairs, rows.eval_pairs
+    sets = [dataset_of(part, pairs_as_sequences, rows.fingerprint) for part in parts]
     padded = DataCollatorForPreference(tokenizer.pad_token_id)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
     model = adapters.attach(recipe.adapter, base_model, new_token_ids, batches, base, "SEQ_CLS")

@@ -49,8 +49,10 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from transformers import set_seed
 
         from lorasmith import adapters, hardware, models
+        from lorasmith.data.examples import examples_as_dataset
         from lorasmith.data.languages import has_languages, languages_of, set_languages
         from lorasmith.data.prepare_source_target import prepare_source_target, read_train_and_eval_source_target
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, measuring_texts, planning, report, saving, settings, task_file
         from lorasmith.tasks.config import Seq2SeqConfig
@@ -59,14 +61,16 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     output, task = Path(requested.output_dir), requested.task
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_source_target(requested.data, requested.seed)
+    read = first_reads(lambda: read_train_and_eval_source_target(requested.data, requested.seed))
     tokenizer, new_token_ids = models.load_tokenizer(requested.model, fast=False)
     set_languages(tokenizer, task.source_language, task.target_language)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier, METHOD)
     lengths = recipe.trainer["max_length"], recipe.trainer["max_target_length"]
-    rows = prepare_source_target(recipe.data, tokenizer, *read, task.prefix, *lengths)
+    rows = shared(
+        lambda: prepare_source_target(recipe.data, tokenizer, *read(), task.prefix, *lengths), examples_as_dataset
+    )
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, METHOD)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -144,6 +148,7 @@ def make_trainer(
 
     from lorasmith import adapters
     from lorasmith.data.examples import examples_as_dataset
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs import guarding
     from lorasmith.runs.order import with_update_order
@@ -152,7 +157,7 @@ def make_trainer(
     from lorasmith.tasks.losses import target_tokens
     from lorasmith.tasks.trainer import Summed, for_task
 
-    sets = [examples_as_dataset(part) for part in (rows.train, rows.eval)]
+    sets = [dataset_of(part, examples_as_dataset, rows.fingerprint) for part in (rows.train, rows.eval)]
     collator = WithDecoderInputs(
         Padded(tokenizer.pad_token_id, "tokens"), base_model.prepare_decoder_input_ids_from_labels
     )

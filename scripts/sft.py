@@ -45,18 +45,29 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     with quick_imports():
         from lorasmith import adapters, hardware, models
         from lorasmith.data.prepare import prepare, read_train_and_eval
+        from lorasmith.data.sharing import first_reads, shared
+        from lorasmith.data.streaming import open_stream, prepare_stream
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, planning, report, saving, settings
 
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval(requested.data, requested.seed)
+    streams = requested.data.streaming
+    read = (
+        open_stream(requested.data)
+        if streams
+        else first_reads(lambda: read_train_and_eval(requested.data, requested.seed))
+    )
     tokenizer, new_token_ids = models.load_tokenizer(requested.model)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier)
-    rows = prepare(recipe.data, tokenizer, *read, recipe.trainer["max_length"])
+    rows = (
+        prepare_stream(recipe, tokenizer, read)
+        if streams
+        else shared(lambda: prepare(recipe.data, tokenizer, *read(), recipe.trainer["max_length"]))
+    )
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -132,13 +143,14 @@ def make_trainer(
 
     from lorasmith import adapters
     from lorasmith.data.prepare import as_dataset
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs import guarding
     from lorasmith.runs.order import with_update_order
     from lorasmith.speed import levers
     from lorasmith.speed.trainer import fast
 
-    sets = [as_dataset(part) for part in (rows.train, rows.eval)]
+    sets = [dataset_of(part, as_dataset, rows.fingerprint) for part in (rows.train, rows.eval)]
     padded = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=padded)
     set_seed(recipe.seed)
@@ -160,6 +172,8 @@ def make_trainer(
             processing_class=tokenizer,
             callbacks=[*callbacks, *stopping],
         )
+    if recipe.data.streaming:  # trl's constructor takes data sets of `datasets` alone
+        trainer.train_dataset = rows.dataset(config.per_device_train_batch_size)
     guarding.settle(trainer, recipe, callbacks)
     return model, trainer
 

@@ -49,8 +49,10 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from transformers import set_seed
 
         from lorasmith import adapters, hardware, models
+        from lorasmith.data.examples import examples_as_dataset
         from lorasmith.data.labelled import class_weights, problem_of
         from lorasmith.data.prepare_labelled import prepare_labelled, read_train_and_eval_labelled
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, measuring, planning, report, saving, settings, task_file
         from lorasmith.tasks.config import TaskConfig
@@ -58,14 +60,23 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_labelled(requested.data, requested.seed)
-    problem = problem_of(read[0], requested.task)
-    weights = class_weights(read[0], problem, requested.task.class_weights)
+
+    def read_with_problem() -> Any:
+        train, held_out, rejected = read_train_and_eval_labelled(requested.data, requested.seed)
+        problem = problem_of(train, requested.task)
+        return train, held_out, rejected, problem, class_weights(train, problem, requested.task.class_weights)
+
+    read = first_reads(read_with_problem)
     tokenizer, new_token_ids = models.load_tokenizer(requested.model, stops=False)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier, METHOD)
-    rows = prepare_labelled(recipe.data, tokenizer, *read, problem, recipe.trainer["max_length"])
+
+    def prepared() -> Any:
+        *parts, problem, weights = read()
+        return prepare_labelled(recipe.data, tokenizer, *parts, problem, recipe.trainer["max_length"]), problem, weights
+
+    rows, problem, weights = shared(prepared, examples_as_dataset)
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, METHOD)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -153,6 +164,7 @@ def make_trainer(
     from lorasmith import adapters, models
     from lorasmith.data.examples import examples_as_dataset
     from lorasmith.data.labelled import MULTI, REGRESSION
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs import guarding
     from lorasmith.runs.order import with_update_order
@@ -161,7 +173,7 @@ def make_trainer(
     from lorasmith.tasks.batches import Padded
     from lorasmith.tasks.trainer import Summed, for_task
 
-    sets = [examples_as_dataset(part) for part in (rows.train, rows.eval)]
+    sets = [dataset_of(part, examples_as_dataset, rows.fingerprint) for part in (rows.train, rows.eval)]
     labels = torch.long if problem.kind not in (MULTI, REGRESSION) else torch.float32
     collator = Padded(tokenizer.pad_token_id, labels)
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collator)

@@ -49,7 +49,9 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
         from transformers import set_seed
 
         from lorasmith import adapters, hardware, models
+        from lorasmith.data.examples import examples_as_dataset
         from lorasmith.data.prepare_tagged import prepare_tagged, read_train_and_eval_tagged, tags_of
+        from lorasmith.data.sharing import first_reads, shared
         from lorasmith.reliability import resume
         from lorasmith.runs import folder, guarding, measuring_tags, planning, report, saving, settings, task_file
         from lorasmith.tasks.config import TaskConfig
@@ -57,13 +59,22 @@ def train(requested: Recipe, arguments: argparse.Namespace) -> None:
     output = Path(requested.output_dir)
     machine = hardware.find_hardware(use_cpu=bool(requested.trainer.get("use_cpu")))
     say(f"machine: {machine.line}")
-    read = read_train_and_eval_tagged(requested.data, requested.task.labels, requested.seed)
-    labels = tags_of(read[0], requested.task.labels)
+
+    def read_with_tags() -> Any:
+        found = read_train_and_eval_tagged(requested.data, requested.task.labels, requested.seed)
+        return found, tags_of(found[0], requested.task.labels)
+
+    read = first_reads(read_with_tags)
     tokenizer, new_token_ids = models.load_tokenizer(requested.model, stops=False)
     facts = models.base_facts(requested.model)
     earlier = {} if arguments.overwrite else folder.earlier(output, requested)
     recipe, reasons = settings.resolve(requested, machine, facts, earlier, METHOD)
-    rows = prepare_tagged(recipe.data, tokenizer, *read, labels, recipe.trainer["max_length"])
+
+    def prepared() -> Any:
+        parts, labels = read()
+        return prepare_tagged(recipe.data, tokenizer, *parts, labels, recipe.trainer["max_length"]), labels
+
+    rows, labels = shared(prepared, examples_as_dataset)
     recipe, chosen, plan = planning.plan_run(recipe, facts.config, machine, rows, earlier, METHOD)
     settings.announce_batch(recipe, len(rows.train))
     if folder.holds_this_run(output, requested, rows.fingerprint, arguments.overwrite):
@@ -145,6 +156,7 @@ def make_trainer(
 
     from lorasmith import adapters, models
     from lorasmith.data.examples import examples_as_dataset
+    from lorasmith.data.sharing import dataset_of
     from lorasmith.reliability.guarded import guarded
     from lorasmith.runs import guarding
     from lorasmith.runs.measuring_tags import best_labels
@@ -154,7 +166,7 @@ def make_trainer(
     from lorasmith.tasks.batches import Padded
     from lorasmith.tasks.trainer import Summed, for_task
 
-    sets = [examples_as_dataset(part) for part in (rows.train, rows.eval)]
+    sets = [dataset_of(part, examples_as_dataset, rows.fingerprint) for part in (rows.train, rows.eval)]
     collator = Padded(tokenizer.pad_token_id, "tokens")
     batches = DataLoader(sets[0], config.per_device_train_batch_size, collate_fn=collator)
     drawn = models.drawn_modules(base_model)

@@ -99,6 +99,11 @@ def test_the_speeds_of_evaluation_are_those_of_its_measurements():
     assert all(cell["same"] == report["rows"] and cell["ratio"] >= 1 for cell in report["cells"].values())
 
 
+def test_the_table_of_shared_rows_is_that_of_its_measurements():
+    report = json.loads((ROOT / "benchmarks/startup.json").read_text())
+    assert load_benchmark("startup").table(report["median"]) in (ROOT / "docs/data_at_scale.md").read_text()
+
+
 def test_every_seeded_bug_still_has_its_place_and_its_tests():
     bugs = yaml.safe_load((ROOT / "benchmarks/scorecard/seeded_bugs.yaml").read_text())
     assert len(bugs) >= 40

@@ -16,6 +16,8 @@ FLOORS = {
     "listening": 0,
     "network": 0,
     "started": 0,
+    "storages": 1,
+    "recipe_streaming": 1,
     "hostile": 1,
     "engine": 1,
     "engine_checks": 1,

@@ -39,6 +39,12 @@ class DivergedError(LorasmithError):
     exit_code = 4
 
 
+class RankError(LorasmithError):
+    """A process of the run died."""
+
+    exit_code = 5
+
+
 class StoppedError(LorasmithError):
     """Stopped on request or for want of disk; what was done can be resumed."""
 

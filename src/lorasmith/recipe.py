@@ -12,6 +12,7 @@ from lorasmith.errors import RecipeError
 from lorasmith.recipe_checks import OWNED, check_groups, check_keys, check_losses, check_offload, check_order, place_of
 from lorasmith.recipe_file import Places, read_recipe, show
 from lorasmith.recipe_sections import Name, Section, Sources, validated, weighted
+from lorasmith.recipe_streaming import check_streaming
 from lorasmith.recipe_task import Task, check_task
 from lorasmith.templates import TEMPLATE_TOKENS
 
@@ -80,8 +81,8 @@ class Data(Section):
     """The rows."""
 
     train: Sources = Field(
-        description="A file (jsonl, json, csv, tsv, parquet; .gz, .zst), folder or hub id, or a list of them, each "
-        "a name or {path, weight}."
+        description="A file (jsonl, json, csv, tsv, parquet; .gz, .zst), folder, hub id, or address of a storage "
+        "(s3://, gs://, https://, ...; * matches), or a list of them, each a name or {path, weight}."
     )
     eval: Name | None = Field(None, description="Rows to evaluate on: file, folder or hub id.")
     eval_fraction: float = Field(0.0, ge=0, le=0.5, description="Share of the training rows held out instead.")
@@ -107,6 +108,12 @@ class Data(Section):
         "error", description="Rows over max_length: an error above 1 % of rows, drop them, or cut the prompt's start."
     )
     system: Name | None = Field(None, description="grpo: a system turn for prompts that have none.")
+    streaming: bool = Field(
+        False, description="sft: read jsonl files as training needs their rows, for more than memory or disk holds."
+    )
+    shuffle_buffer: int = Field(
+        10_000, ge=1, description="Rows of a stream that are read ahead and shuffled among themselves; 1: in order."
+    )
     max_prompt_length: int | None = Field(
         None, ge=1, description="grpo: tokens of the longest prompt; by default what completions leave of the model's."
     )
@@ -222,6 +229,7 @@ def load_recipe(path: Path, overrides: list[str], method: str = "sft") -> Recipe
     check_task(method, recipe, places)
     _check_adapter(recipe.adapter, places)
     _check_together(recipe, places)
+    check_streaming(method, recipe, places)
     return recipe
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorasmith.data.json_list import LONGEST, listed_records
+from lorasmith.data.remote import local_copies
 from lorasmith.data.strict_json import NotJson, parse_json, shown, skip_space
 from lorasmith.data.tables import check_names, table_records
 from lorasmith.errors import DataError, UnreachableError
+from lorasmith.storages import is_address
 
 LINE_KINDS = (".jsonl", ".ndjson")
 FILE_KINDS = (*LINE_KINDS, ".json", ".csv", ".tsv", ".parquet")
@@ -48,7 +50,7 @@ Record = tuple[str, Any]
 
 
 def records(source: str, subset: str | None = None, split: str = "train") -> Iterator[Record]:
-    """Each record of a file, a folder's files or a hub data set, as (`file:line`, value).
+    """Each record of a file, a folder's files, an address of a storage or a hub data set, as (`file:line`, value).
 
     A record that is broken while those behind it can still be read comes as a DataError in place of its value.
 
@@ -57,7 +59,9 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
         UnreachableError: If it is on the hub and the hub is out of reach.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_address(source):
+        yield from _fetched(source)
+    elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if not file.is_dir() and file_kind(file) in FILE_KINDS)
         if not files:
             raise DataError(f"{source}: no rows in this folder; expected files of {', '.join(FILE_KINDS)}.")
@@ -71,6 +75,18 @@ def records(source: str, subset: str | None = None, split: str = "train") -> Ite
         yield from _hub(source, subset, split)
     else:
         raise DataError(f"{source}: no such file. Expected a path to rows, or a hub id such as org/name.")
+
+
+def _fetched(address: str) -> Iterator[Record]:
+    """The records of files on a storage, under their own names in place of those of their local copies."""
+    for name, copy in local_copies(address):
+        try:
+            for place, value in _file(copy):
+                if isinstance(value, DataError):
+                    value = DataError(str(value).replace(str(copy), name))
+                yield place.replace(str(copy), name), value
+        except DataError as error:
+            raise DataError(str(error).replace(str(copy), name)) from None
 
 
 def file_kind(path: Path) -> str:
@@ -111,14 +127,21 @@ def unreadable(error: Exception) -> str:
 def check_beginning(path: Path) -> None:
     """Refuse what is no rows at all under one name for it, not under the first byte that a parser stumbles on."""
     with path.open("rb") as file:
-        beginning = file.read(64)
+        wrong = foreign(file.read(64), path.suffix.lower())
+    if wrong:
+        raise DataError(f"{path}: {wrong}")
+
+
+def foreign(beginning: bytes, suffix: str) -> str:
+    """What a file is that begins like this and is not what its ending says, and what to do; or nothing."""
     bare = beginning.removeprefix(BOM).lstrip().lower()
     for signature, (ending, found) in FOREIGN.items():
-        right = path.suffix.lower() == ending
+        right = suffix == ending
         if bare.startswith(signature) and not right:
-            raise DataError(f"{path}: {found}")
+            return found
         if right and ending in COMPRESSED and not beginning.startswith(signature):
-            raise DataError(f"{path}: not compressed, though its name ends in {ending}. Rename it, or fetch it again.")
+            return f"not compressed, though its name ends in {ending}. Rename it, or fetch it again."
+    return ""
 
 
 def one_line(error: Exception) -> str:

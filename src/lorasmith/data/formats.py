@@ -20,6 +20,7 @@ from lorasmith.data.messages import (
 from lorasmith.data.rows import ASSISTANT, Read, Row, conversation
 from lorasmith.data.strict_json import shown
 from lorasmith.errors import DataError
+from lorasmith.storages import safe
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -72,7 +73,12 @@ def read_rows(
     Raises:
         DataError: At the first row that is broken, naming its line, or if none is left.
     """
-    found = [(place, renamed(value, columns or {})) for place, value in records(source, subset, split)]
+    return parse_rows(list(records(source, subset, split)), safe(source), kind, columns or {}, on_bad_row)
+
+
+def parse_rows(found: list[Record], source: str, kind: str, columns: dict[str, str], on_bad_row: str) -> Read:
+    """Checked rows out of records; the arguments are those of `read_rows`."""
+    found = [(place, renamed(value, columns)) for place, value in found]
     if not found:
         raise DataError(f"{source}: no rows. Give at least one.")
     if kind == "auto":

@@ -21,6 +21,7 @@ from lorasmith.data.mask import check_masks
 from lorasmith.data.render import TokenRow
 from lorasmith.data.rows import R, Row, check_no_overlap, split_rows, weigh
 from lorasmith.recipe import Data
+from lorasmith.storages import safe
 
 SHOWN_CHARACTERS = 600  # of each piece of a row on the screen; audit.html has all
 
@@ -112,7 +113,7 @@ def divide(
 def say_read(rows: int, source: str, purpose: str, kind: str, rejected: list[str]) -> None:
     """Say what was read of a source, and whether it is as a preparation wrote it."""
     dropped = f", {len(rejected)} broken ones dropped" if rejected else ""
-    say(f"rows: {rows} of {source}{purpose}, recognised as {kind}{dropped}")
+    say(f"rows: {rows} of {safe(source)}{purpose}, recognised as {kind}{dropped}")
     if line := preparation_line(source):
         say(line)
 
@@ -196,5 +197,5 @@ def source_names(section: Data) -> str:
 
 
 def source_name(source: str) -> str:
-    """A data source without its folder."""
-    return Path(source).name if Path(source).exists() else source
+    """A data source without its folder, or an address without a password."""
+    return Path(source).name if Path(source).exists() else safe(source)

@@ -3,15 +3,13 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from lorasmith.errors import LorasmithError, ModelError
+from lorasmith.errors import ModelError
 from lorasmith.export.adapter_file import CONFIG, WEIGHTS, AdapterFile, shown
 from lorasmith.export.adapter_folder import copy_files, new_folder
 from lorasmith.export.parcel import ENDING, MANIFEST, PACKED, check_manifest, digest, pack, unpack, write_files
+from lorasmith.storages import reached, safe, storage_of
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -36,7 +34,7 @@ def push(adapter: AdapterFile, address: str, public: bool) -> tuple[str, list[st
 
     with tempfile.TemporaryDirectory() as temporary:
         lines = write_files(adapter, Path(temporary))
-        with _told(address):
+        with reached(address, ModelError):
             huggingface_hub.create_repo(address, private=not public, exist_ok=True)
             if not public and not huggingface_hub.repo_info(address).private:
                 raise ModelError(f"{address}: everybody can see this repository. Add --public, or push to another.")
@@ -60,8 +58,8 @@ def pull(address: str, out: Path | None) -> Path:
         out = out or Path(name.removesuffix(ENDING))
         with tempfile.TemporaryDirectory() as temporary:
             parcel = Path(temporary) / name
-            with _told(address):
-                storage, path = _storage(address)
+            with reached(address, ModelError):
+                storage, path = storage_of(address, ModelError)
                 storage.get_file(path, str(parcel))
             unpack(parcel, out)
         return out
@@ -70,7 +68,7 @@ def pull(address: str, out: Path | None) -> Path:
 
     out = out or Path(address.partition("/")[2])
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
-        with _told(address):
+        with reached(address, ModelError):
             patterns = [*PACKED, MANIFEST]
             huggingface_hub.snapshot_download(address, local_dir=temporary, allow_patterns=patterns)
         fetched = Path(temporary)
@@ -87,8 +85,8 @@ def _push_parcel(adapter: AdapterFile, address: str) -> tuple[str, list[str]]:
         address = f"{address.rstrip('/')}/{adapter.folder.resolve().name}{ENDING}"
     with tempfile.TemporaryDirectory() as temporary:
         parcel, lines = pack(adapter, Path(temporary) / f"adapter{ENDING}")
-        with _told(address):
-            storage, path = _storage(address)
+        with reached(address, ModelError):
+            storage, path = storage_of(address, ModelError)
             if storage.exists(path):
                 raise ModelError(f"{safe(address)} is there already. Remove it, or choose another address.")
             storage.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -98,27 +96,6 @@ def _push_parcel(adapter: AdapterFile, address: str) -> tuple[str, list[str]]:
             if local:
                 storage.mv(f"{path}.part", path)
     return safe(address), lines
-
-
-def _storage(address: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path there.
-
-    Raises:
-        ModelError: If it, or the package that it needs, is not known or installed.
-    """
-    import fsspec
-    from fsspec.registry import known_implementations
-
-    protocol = address.partition("://")[0]
-    try:
-        storage, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        module = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
-        install = f" Install it: pip install {module}." if module not in ("", "fsspec") else ""
-        raise ModelError(f"{safe(address)}: {shown(error, 160)}.{install}") from None
-    except ValueError as error:
-        raise ModelError(f"{safe(address)}: {shown(error, 160)}; such as s3, gs, az, file are known.") from None
-    return storage, str(path)
 
 
 def _check_fetched(folder: Path, address: str) -> None:
@@ -144,21 +121,3 @@ def _check_hub_id(address: str) -> None:
             f"address {shown(address)}; expected a hub id (org/name), or one with a protocol, such as s3://bucket/name "
             "or file:///folder."
         )
-
-
-def safe(address: str) -> str:
-    """An address without the name and password in it."""
-    return re.sub(r"://[^/@]*@", "://", address)
-
-
-@contextmanager
-def _told(address: str) -> Iterator[None]:
-    """The many errors of the hub and of storages, in one line."""
-    try:
-        yield
-    except LorasmithError:
-        raise
-    except Exception as error:  # every backend raises its own kinds
-        text = safe(" ".join(f"{type(error).__name__}: {error}".split()))[:240]
-        login = " Log in with: hf auth login." if "://" not in address and re.search(r"\b40[13]\b", text) else ""
-        raise ModelError(f"{safe(address)}: not reached ({text}).{login}") from error

@@ -1,6 +1,6 @@
 """Finite or stop: a loss or gradient that is no number ends the run before the weights are touched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class FiniteGuard(TrainerCallback):
         folder: Where the batch is saved for replay.
     """
 
-    def __init__(self, rows: Sequence[Any], folder: Path) -> None:
+    def __init__(self, rows: Iterable[Any], folder: Path) -> None:
         self.rows, self.folder = rows, folder
         self.trainer: Any = None
 

@@ -74,7 +74,8 @@ class Rehearsal(TrainerCallback):
         self.trainer.model.train()
 
     def _batch(self, rows: Any, size: int) -> Any:
-        """The longest rows, as many as a batch holds."""
+        """The longest rows, as many as a batch holds; of a stream, rows as long as any may be."""
+        rows = getattr(rows, "longest", rows)
         lengths = [len(ids) for ids in rows["input_ids"]]
         if "labels" in rows.column_names:  # of an encoder-decoder's rows, targets
             targets = [len(one) if isinstance(one, list) else 0 for one in rows["labels"]]

@@ -123,7 +123,8 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         quantized=_quantized(model["quantization"]),
         stop=run["stop_token"],
     )
-    is_policy = run["method"] == "grpo"
+    is_policy, streamed = run["method"] == "grpo", recipe["data"].get("streaming")
+    trained_rows = run["speed"]["steps"] * recipe["run"]["effective_batch"] if streamed else account["trained"]
     text = _CARD.format(
         use=use,
         kind="prompts" if is_policy else "rows",
@@ -136,7 +137,7 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         tags=", ".join(dict.fromkeys(["lora", adapter["method"], run["method"], "lorasmith"])),
         way=WAYS[run["method"]],
         method=adapter["method"],
-        rows=account["trained"],
+        rows=trained_rows,
         data=run["data"]["train"],
         trainable=run["adapter"]["trainable"],
         fraction=run["adapter"]["trainable"] / run["adapter"]["total"],
@@ -144,7 +145,7 @@ def write_card(folder: Path, run: dict[str, Any]) -> None:
         quantization=model["quantization"] if model["quantization"] != "none" else "not quantized",
         dtype=model["dtype"],
         adapter=f"{adapter['method']}, {options}, on {_targets(adapter['target_modules'])}",
-        account=f"{account['read']} read, {account['trained']} trained",
+        account=f"streamed, {trained_rows} trained" if streamed else f"{account['read']} read, {trained_rows} trained",
         steps=run["speed"]["steps"],
         batch=f"{recipe['run']['effective_batch']} {'completions' if is_policy else 'rows'}",
         seconds=run["speed"]["seconds"],
@@ -172,6 +173,9 @@ def _amount(run: dict[str, Any]) -> str:
     if run["method"] in TASKS:
         return f"{account['tokens']:,} tokens"
     where = "in answers" if run["method"] == "reward" else "trained"
+    if run["recipe"]["data"].get("streaming"):
+        share = account["supervised_tokens"] / account["tokens"]
+        return f"a stream; of the tokens of its first {account['trained']} rows {share:.1%} are trained"
     return f"{account['tokens']:,} tokens, {account['supervised_tokens'] / account['tokens']:.1%} of them {where}"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lorasmith.console import complain, is_first_process, plain
+from lorasmith.data.sharing import abandon
 from lorasmith.errors import LorasmithError, StoppedError, StoppedNow
 from lorasmith.failures import explain
 from lorasmith.leaks import cleaned
@@ -57,6 +58,7 @@ def _leave(error: BaseException | None, line: str, code: int) -> None:
         with contextlib.suppress(OSError), (_current_run / "private" / "log.txt").open("a", encoding="utf-8") as log:
             log.write(cleaned(trace))
     record_end(line, code)
+    abandon(code)
     if not is_first_process() and code not in (STOPPED, INTERRUPTED):
         _let_the_first_tell(line, code)
     sys.exit(code)

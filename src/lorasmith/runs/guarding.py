@@ -9,6 +9,7 @@ from transformers import PrinterCallback
 from lorasmith import adapters
 from lorasmith.console import say
 from lorasmith.data.prepare import Prepared
+from lorasmith.data.streaming import PreparedStream
 from lorasmith.hardware import Hardware
 from lorasmith.memory.plans import Plan
 from lorasmith.recipe import Recipe
@@ -16,10 +17,12 @@ from lorasmith.reliability import checkpoints, stopping
 from lorasmith.reliability.finite import FiniteGuard
 from lorasmith.reliability.rehearsal import Rehearsal
 from lorasmith.reliability.resume import Resume
+from lorasmith.reliability.same_rows import SameRows
 from lorasmith.reliability.stopping import SafeStop
 from lorasmith.reliability.watchdog import Watchdog
 from lorasmith.runs.ending import record_end
 from lorasmith.runs.planning import smallest_change
+from lorasmith.runs.streaming import StreamPosition
 from lorasmith.runs.watch import Watch
 from lorasmith.speed.recompute import RecomputeOneIn
 
@@ -65,11 +68,14 @@ def guards(
         watch.go_on(resume.step)
     stop = SafeStop(folder, recipe.run.max_minutes, recipe.run.save_minutes, room)
     rehearsal = Rehearsal(lambda: smallest_change(plan))
-    finite = FiniteGuard(rows.train, folder)
+    streamed: list[Any] = []
+    if isinstance(rows, PreparedStream):
+        streamed = [StreamPosition(rows.stream, rows.rows_per_update, resume.checkpoint)]
+    finite = FiniteGuard(rows.stream if isinstance(rows, PreparedStream) else rows.train, folder)
     dog = Watchdog(folder, 60 * recipe.run.hang_minutes, record_end)
     recompute = recipe.run.gradient_checkpointing
     sparing = [RecomputeOneIn(recompute)] if isinstance(recompute, int) and recompute > 1 else []
-    return Guards(watch, stop, [*sparing, rehearsal, watch, finite, stop, dog])
+    return Guards(watch, stop, [SameRows(rows.fingerprint), *streamed, *sparing, rehearsal, watch, finite, stop, dog])
 
 
 def settle(trainer: Any, recipe: Recipe, callbacks: list[Any]) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from lorasmith.data.streaming import StreamedRows
 from lorasmith.engine import this_engine
 
 
@@ -64,6 +65,8 @@ def with_update_order(trainer: type[Any]) -> type[Any]:
     class OrderedTrainer(trainer):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
             rows = self.train_dataset if train_dataset is None else train_dataset
+            if isinstance(rows, StreamedRows):
+                return SequentialSampler(rows)
             kinds = {"random": UpdateOrder, "group_by_length": LengthOrder}
             if self.args.train_sampling_strategy not in kinds:
                 return super()._get_train_sampler(train_dataset)

@@ -8,6 +8,7 @@ from lorasmith.console import say
 from lorasmith.data.examples import PreparedTask
 from lorasmith.data.pair_tokens import PairTokens
 from lorasmith.data.prepare import Prepared
+from lorasmith.data.streaming import PreparedStream
 from lorasmith.engine import this_engine
 from lorasmith.errors import ModelError
 from lorasmith.hardware import Hardware
@@ -15,7 +16,7 @@ from lorasmith.memory import fit, machine, speed
 from lorasmith.memory.machine import Machine
 from lorasmith.memory.methods import METHODS, Method
 from lorasmith.memory.plans import Plan, make_plan
-from lorasmith.memory.setting import Rows
+from lorasmith.memory.setting import LONGEST_ROWS, Rows
 from lorasmith.memory.shapes import UnknownArchitectureError, read_shape
 from lorasmith.recipe import Recipe
 from lorasmith.runs.settings import world_size
@@ -24,6 +25,9 @@ from lorasmith.speed.batches import WORTH_SHARING
 STEPS = "steps_per_generation"
 ASSUMED_NETWORK = 100  # Gbit/s between machines
 LARGEST_UNPLANNED = 8  # sequences of a micro-batch where there is no plan
+
+
+SAMPLED = 10_000  # lengths that stand for a stream's, so that the longest there may be hardly change their mean
 
 
 def plan_run(
@@ -98,6 +102,10 @@ def rows_of(prepared: Prepared) -> Rows:
     prompt = max((len(row.input_ids) - row.supervised for row in prepared.train), default=0)
     pairs = tuple(_laid_down(pair) for pair in getattr(prepared, "train_pairs", ()))
     rows = Rows(lengths, len(lengths), max(lengths, default=0), supervised, longest, "all rows", prompt, pairs)
+    if isinstance(prepared, PreparedStream):
+        top, count = prepared.max_length, prepared.updates * prepared.rows_per_update
+        lengths = lengths * -(-SAMPLED // len(lengths)) + [top] * LONGEST_ROWS  # which may meet in one micro-batch
+        return Rows(lengths, count, top, top, longest, "the first rows of the stream")
     if not isinstance(prepared, PreparedTask):
         return rows
     if prepared.outputs:

@@ -66,12 +66,14 @@ def _with_target_length(recipe: Recipe, positions: int | None) -> Recipe:
 
 
 def announce_batch(recipe: Recipe, rows: int) -> None:
-    """Say how rows become updates."""
+    """Say how rows become updates; those of a stream are as many as its run takes."""
     micro, processes = int(recipe.run.micro_batch), world_size()
     accumulated = recipe.run.effective_batch // (micro * processes)
     parts = f"{micro} x {accumulated} accumulated" + (f" x {processes} processes" if processes > 1 else "")
-    updates = -(-rows // recipe.run.effective_batch)
-    say(f"batch: {recipe.run.effective_batch} rows an update = {parts}; {updates} updates an epoch")
+    updates = f"{-(-rows // recipe.run.effective_batch)} updates an epoch"
+    if recipe.data.streaming:
+        updates = f"{recipe.trainer['max_steps']} updates"
+    say(f"batch: {recipe.run.effective_batch} rows an update = {parts}; {updates}")
 
 
 def announce_groups(recipe: Recipe, prompts: int) -> None:

@@ -116,6 +116,8 @@ def fuse(model: PeftModel, recipe: Recipe) -> list[str]:
 
 def reuse(model: PeftModel, recipe: Recipe, lengths: Sequence[int], flat: bool) -> list[str]:
     """Keep what frozen blocks give where rows come again (speed.frozen_cache); what is kept, as a sentence."""
+    if recipe.data.streaming:  # nobody knows when they come again
+        return []
     steps, epochs = int(recipe.trainer.get("max_steps") or -1), float(recipe.trainer.get("num_train_epochs", 3))
     if steps > 0:
         epochs = steps * recipe.run.effective_batch / len(lengths)
