@@ -276,8 +276,8 @@ def measured() -> str:
 
 `python benchmarks/engines.py`: six updates of 16 rows of the quickstart, the largest difference from one process in the
 losses of updates, the losses of evaluation rows, and the tensors of the adapter, whose names and shapes are the same.
-The optimizer's first steps enlarge in the adapter what rounding leaves of gradients that are nearly nothing. Checkpoints
-are the same files under every engine, and go on under any other (`tests/test_engines.py`).
+The optimizer's first steps enlarge in the adapter what rounding leaves of gradients that are nearly nothing.
+Checkpoints are the same files under every engine, and go on under any other (`tests/test_engines.py`).
 
 <!-- engines -->
 {losses()}
