@@ -11,7 +11,6 @@ from array import array
 from pathlib import Path
 
 import pytest
-import torch
 import trl.chat_template_utils  # noqa: F401  (once, not in every process that is forked)
 from conftest import BASE, write_rows
 from transformers import AutoTokenizer
@@ -260,18 +259,3 @@ def test_a_process_alone_writes_nothing(rows_file, tmp_path, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert type(prepared(rows_file).train) is list
     assert not (tmp_path / "cache").exists()
-
-
-def test_machines_with_other_rows_are_told_before_the_first_step(launched, tmp_path):
-    def main(rank: int) -> None:
-        from lorasmith.reliability.same_rows import SameRows
-
-        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=rank, world_size=2)
-        for fingerprints in (("ab" * 32, "ab" * 32), ("ab" * 32, "cd" * 32)):
-            SameRows(fingerprints[rank]).on_train_begin(None, None, None)
-
-    codes, told = launched(main)
-    assert codes == [2, 2]
-    assert told[0].endswith(
-        "error: rank 1 has read other rows than rank 0 (1 ranks differ). Give all machines the same files and the same version of Lorasmith.\n"
-    )

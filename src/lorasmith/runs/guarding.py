@@ -17,7 +17,6 @@ from lorasmith.reliability import checkpoints, stopping
 from lorasmith.reliability.finite import FiniteGuard
 from lorasmith.reliability.rehearsal import Rehearsal
 from lorasmith.reliability.resume import Resume
-from lorasmith.reliability.same_rows import SameRows
 from lorasmith.reliability.stopping import SafeStop
 from lorasmith.reliability.watchdog import Watchdog
 from lorasmith.runs.ending import record_end
@@ -75,7 +74,7 @@ def guards(
     dog = Watchdog(folder, 60 * recipe.run.hang_minutes, record_end)
     recompute = recipe.run.gradient_checkpointing
     sparing = [RecomputeOneIn(recompute)] if isinstance(recompute, int) and recompute > 1 else []
-    return Guards(watch, stop, [SameRows(rows.fingerprint), *streamed, *sparing, rehearsal, watch, finite, stop, dog])
+    return Guards(watch, stop, [*streamed, *sparing, rehearsal, watch, finite, stop, dog])
 
 
 def settle(trainer: Any, recipe: Recipe, callbacks: list[Any]) -> None:
