@@ -139,7 +139,7 @@ def shards():
     texts = [b"\n".join(lines({"n": 10 * i + j})[:-1] + b"\n" * (j % 2) for j in range(7)) for i in range(3)]
     for name, data in (
         ("r-0.jsonl", texts[0]),
-        ("r-1.jsonl.gz", gzip.compress(texts[1])),
+        ("r-1.jsonl.gz", gzip.compress(texts[1], mtime=0)),
         ("r-2.jsonl.zst", zstd(texts[2])),
     ):
         storage.pipe(f"/stream/{name}", data)
@@ -218,7 +218,7 @@ def test_a_resumed_stream_asks_for_no_byte_before_its_position(server, monkeypat
         ("r.jsonl.gz", gzip.compress(lines(*({"n": n} for n in range(5000))))[:4000], r"r.jsonl.gz:\d+: the compressed data is damaged"),
         ("r.jsonl.zst", zstd(lines(*({"n": n * n % 7919} for n in range(5000))))[:3000], r"r.jsonl.zst:\d+: the compressed data is damaged"),
         ("r.jsonl.gz", lines({"n": 1}), "r.jsonl.gz: not compressed, though"),
-        ("r.jsonl", gzip.compress(lines({"n": 1})), "r.jsonl: compressed by gzip"),
+        ("r.jsonl", gzip.compress(lines({"n": 1}), mtime=0), "r.jsonl: compressed by gzip"),
         ("r.jsonl", b"\n\n", "r.jsonl: no rows"),
         ("r.csv", b"n\n1\n", r"r.csv: data.streaming reads .jsonl and .ndjson"),
     ],
@@ -257,7 +257,7 @@ def orders(tmp_path) -> str:
     """The quickstart's first rows in two files, one compressed."""
     rows = Path("quickstart/data/train.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "a.jsonl").write_bytes(b"".join(rows[:60]))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(rows[60:140])))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(rows[60:140]), mtime=0))
     return f"data.train={tmp_path}/*.jsonl*"
 
 
