@@ -124,7 +124,7 @@ def measure(cell: Cell, bases: Path) -> dict[str, Any]:
         model = models.load_base_model(recipe.model, "float32", recipe.model.attention, "cpu", weight_cache=False)
         trained = settings.make_config(SFTConfig, recipe, machine)
         base = {"name": recipe.model.name, "revision": None, "folder": recipe.model.name}
-        rows = type("Rows", (), {"train": train, "eval": []})
+        rows = type("Rows", (), {"train": train, "eval": [], "fingerprint": "0" * 64})
         profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
         loaded: list[int] = []
         known_bytes: list[int] = []

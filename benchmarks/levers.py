@@ -121,7 +121,7 @@ def prepare(folder: Path, rows: list[Any], speed: dict[str, bool], settings: dic
     config = run_settings.make_config(SFTConfig, recipe, machine)
     tokenizer, _ = models.load_tokenizer(recipe.model)
     base = models.load_base_model(recipe.model, dtype, "sdpa", "cpu")
-    parts = type("Rows", (), {"train": rows, "eval": []})
+    parts = type("Rows", (), {"train": rows, "eval": [], "fingerprint": "0" * 64})
     identity = {"name": str(folder / "model"), "revision": None, "folder": str(folder / "model")}
     _, trainer = script().make_trainer(recipe, config, identity, base, tokenizer, [], parts, [])
     trained = sum(row.supervised for row in rows)
