@@ -155,7 +155,7 @@ def ours(cell: Cell, contender: str, rows: list[Any], folder: Path, device: str)
     tokenizer, _ = models.load_tokenizer(recipe.model, memory_grid.ROOT / "quickstart/base")
     trained = settings.make_config(SFTConfig, recipe, hardware.find_hardware(use_cpu=device == "cpu"))
     base = {"name": str(folder / "model"), "revision": None, "folder": str(folder / "model")}
-    sets = type("Sets", (), {"train": rows, "eval": []})
+    sets = type("Sets", (), {"train": rows, "eval": [], "fingerprint": "0" * 64})
     model = memory_grid.make_model(twin, recipe, folder / "model", device)
     free_memory(device)
     with capped(cell, device):

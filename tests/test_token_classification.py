@@ -92,6 +92,7 @@ def words_for(model: Any, rows: Any, out: Any, *more: str) -> list[str]:
         "trainer.logging_steps=1",
         "trainer.eval_strategy=no",
         "trainer.warmup_steps=0",
+        "trainer.learning_rate=2e-3",
         *more,
     ]
 
