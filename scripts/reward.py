@@ -12,16 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lorasmith import offline
 from lorasmith.console import say
-from lorasmith.engine import this_engine
-from lorasmith.engine_checks import check_engine
-from lorasmith.errors import LorasmithError, UnreachableError
-from lorasmith.listening import listener
-from lorasmith.recipe import Recipe, load_recipe
+from lorasmith.errors import LorasmithError
+from lorasmith.recipe import Recipe
 from lorasmith.recipe_sections import recipe_text
 from lorasmith.runs.arguments import positive, training_parser
 from lorasmith.runs.ending import enter_run, quiet, run_script
+from lorasmith.runs.starting import start
 from lorasmith.started import quick_imports
 
 
@@ -32,19 +29,7 @@ def main() -> None:
         return
     if arguments.output or arguments.base or arguments.trust_remote_code:
         raise LorasmithError("--output, --base and --trust-remote-code go with --score.")
-    listener.listen()
-    requested = load_recipe(arguments.recipe, arguments.overrides, "reward")
-    check_engine(this_engine(), requested, "reward")
-    quiet(arguments.offline)
-    try:
-        if offline.is_offline() and not arguments.dry_run:
-            offline.check_files(requested)
-        train(requested, arguments)
-    except UnreachableError as error:
-        if not arguments.dry_run:
-            raise
-        say(f"not checked: {error}")
-        say(recipe_text(requested))
+    start(arguments, "reward", train)
 
 
 def train(requested: Recipe, arguments: argparse.Namespace) -> None:

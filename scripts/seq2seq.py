@@ -11,36 +11,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lorasmith import offline
 from lorasmith.console import is_first_process, say
-from lorasmith.engine import this_engine
-from lorasmith.engine_checks import check_engine
-from lorasmith.errors import UnreachableError
-from lorasmith.listening import listener
-from lorasmith.recipe import Recipe, load_recipe
+from lorasmith.recipe import Recipe
 from lorasmith.recipe_sections import recipe_text
 from lorasmith.runs.arguments import training_parser
-from lorasmith.runs.ending import enter_run, quiet, run_script
+from lorasmith.runs.ending import enter_run, run_script
+from lorasmith.runs.starting import start
 from lorasmith.started import quick_imports
 
 METHOD = "seq2seq"
 
 
 def main() -> None:
-    arguments = training_parser(__doc__).parse_intermixed_args()
-    listener.listen()
-    requested = load_recipe(arguments.recipe, arguments.overrides, METHOD)
-    check_engine(this_engine(), requested, METHOD)
-    quiet(arguments.offline)
-    try:
-        if offline.is_offline() and not arguments.dry_run:
-            offline.check_files(requested)
-        train(requested, arguments)
-    except UnreachableError as error:
-        if not arguments.dry_run:
-            raise
-        say(f"not checked: {error}")
-        say(recipe_text(requested))
+    start(training_parser(__doc__).parse_intermixed_args(), METHOD, train)
 
 
 def train(requested: Recipe, arguments: argparse.Namespace) -> None:
