@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py [--scripts sft,dpo] [--processes 2]     # about 15 minutes on two free cores
 
-Writes benchmarks/engines.json and the table of docs/scaling.md. Each run makes six updates of 16 rows of the
+Writes benchmarks/engines.json, whose table docs/make_scaling.py puts on its page. Each run makes six updates of 16 rows of the
 quickstart, 4 at a time, with the embedded base; what differs is the accelerate config alone. Compared with one process
 are the losses of all updates, those of the evaluation rows, and the adapter's tensors, whose names and shapes must be
 the same; the largest difference counts.
@@ -19,8 +19,6 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/engines.json"
-PAGE = ROOT / "docs/scaling.md"
-MARKS = ("<!-- engines -->", "<!-- /engines -->")
 SCRIPTS = ("sft", "dpo", "text_classification")
 BASES = {"none": "float32", "nf4": "nf4"}
 ENGINES = {"DDP": "cpu_2_processes", "FSDP2": "cpu_2_processes_fsdp2"}
@@ -55,7 +53,7 @@ def main() -> None:
             for base in arguments.bases.split(","):
                 found += compare(script, base, counts, Path(folder))
     RESULTS.write_text(json.dumps({"note": arguments.note, "found": found}, indent=1) + "\n")
-    publish(found)
+    print(table(found))
 
 
 def compare(script: str, base: str, counts: list[int], folder: Path) -> list[dict[str, Any]]:
@@ -144,16 +142,6 @@ def table(found: list[dict[str, Any]]) -> str:
         figures = " | ".join(f"{one[key]:.0e}" for key in ("loss", "eval_loss", "adapter"))
         lines.append(f"| {one['script']}.py | {one['base']} | {one['engine']} | {one['processes']} | {figures} |")
     return "\n".join(lines)
-
-
-def publish(found: list[dict[str, Any]]) -> None:
-    """Put the table between its marks on the page."""
-    print(table(found))
-    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if MARKS[0] in text:
-        before, rest = text.split(MARKS[0], 1)
-        after = rest.split(MARKS[1], 1)[1]
-        PAGE.write_text(f"{before}{MARKS[0]}\n{table(found)}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

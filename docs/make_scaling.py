@@ -279,9 +279,7 @@ losses of updates, the losses of evaluation rows, and the tensors of the adapter
 The optimizer's first steps enlarge in the adapter what rounding leaves of gradients that are nearly nothing.
 Checkpoints are the same files under every engine, and go on under any other (`tests/test_engines.py`).
 
-<!-- engines -->
 {losses()}
-<!-- /engines -->
 """
 
 

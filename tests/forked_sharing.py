@@ -99,7 +99,7 @@ def launched(tmp_path, monkeypatch):
     monkeypatch.setenv("LORASMITH_CACHE", str(tmp_path / "cache"))
     ports = iter(range(20000, 30000))
 
-    def process(rank: int, count: int, port: int, main, script: bool) -> None:
+    def process(rank: int, count: int, port: int, main) -> None:
         sys.stdout = sys.stderr = open(tmp_path / f"err.{rank}", "a")  # noqa: SIM115
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
         os.environ |= {"WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
@@ -109,7 +109,7 @@ def launched(tmp_path, monkeypatch):
 
     def launch(main, count: int = 2, wait: bool = True):
         port = next(ports)
-        started = [FORK.Process(target=process, args=(rank, count, port, main, True)) for rank in range(count)]
+        started = [FORK.Process(target=process, args=(rank, count, port, main)) for rank in range(count)]
         for one in started:
             one.start()
         if not wait:

@@ -116,7 +116,7 @@ def this_engine(environment: Mapping[str, str] = os.environ) -> Engine:
         settings |= {f"parallelism_config_{name}_size": size for name, size in sizes.items()}
         settings["parallelism_config_dp_shard_size"] = int(get("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1"))
         settings["parallelism_config_cp_backend"] = get("PARALLELISM_CONFIG_CP_BACKEND")
-    return Engine(kind, processes, max(1, processes // max(1, local)), cpu, offload, reshard, context, settings)
+    return Engine(kind, processes, max(1, -(-processes // max(1, local))), cpu, offload, reshard, context, settings)
 
 
 def read_engine(path: Path, processes: int | None = None) -> Engine:

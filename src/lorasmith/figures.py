@@ -22,6 +22,16 @@ class Line:
     bars: list[list[tuple[float, str]]]
 
 
+def _heading(parts: list[str], line: Line | Interval, y: int) -> int:
+    """Add what a line is called and what is said of it, on two lines where one is too short; where its bar begins."""
+    name, said = label(line.name, LONGEST), label(line.said, LONGEST)
+    parts.append(f'<text x="0" y="{y + 12}">{html.escape(name)}</text>')
+    if _width(name) + _width(said) > LONGEST:
+        y += _LINE
+    parts.append(f'<text class="quiet" x="100%" y="{y + 12}" text-anchor="end">{html.escape(said)}</text>')
+    return y + _LINE
+
+
 def bars(told: str, lines: list[Line], most: float) -> str:
     """Named bars below one another.
 
@@ -31,12 +41,7 @@ def bars(told: str, lines: list[Line], most: float) -> str:
     """
     parts, y = [], 0
     for line in lines:
-        name, said = label(line.name, LONGEST), label(line.said, LONGEST)
-        parts.append(f'<text x="0" y="{y + 12}">{html.escape(name)}</text>')
-        if _width(name) + _width(said) > LONGEST:
-            y += _LINE
-        parts.append(f'<text class="quiet" x="100%" y="{y + 12}" text-anchor="end">{html.escape(said)}</text>')
-        y += _LINE
+        y = _heading(parts, line, y)
         for segments in line.bars:
             parts.append(f'<rect class="track" x="0" y="{y}" width="100%" height="{_BAR}" rx="2"/>')
             x = 0.0
@@ -76,12 +81,7 @@ def intervals(told: str, lines: list[Interval]) -> str:
 
     parts, y = [], 0
     for line in lines:
-        name, said = label(line.name, LONGEST), label(line.said, LONGEST)
-        parts.append(f'<text x="0" y="{y + 12}">{html.escape(name)}</text>')
-        if _width(name) + _width(said) > LONGEST:
-            y += _LINE
-        parts.append(f'<text class="quiet" x="100%" y="{y + 12}" text-anchor="end">{html.escape(said)}</text>')
-        y += _LINE
+        y = _heading(parts, line, y)
         x, left, wide = place(line.value), place(line.low), max(place(line.high) - place(line.low), 0.4)
         parts.append(f'<rect class="track" x="0" y="{y}" width="100%" height="{_BAR}" rx="2"/>')
         box = f'y="{y}" width="{wide:.2f}%" height="{_BAR}" rx="2"'

@@ -5,6 +5,8 @@ import socket
 
 import psutil
 
+from lorasmith.engine import this_engine
+
 GLOO = "GLOO_SOCKET_IFNAME"
 
 
@@ -14,9 +16,8 @@ def choose_interface() -> tuple[str, str] | None:
     Returns:
         The interface and the first machine's address; None on one machine, or where the user has named one.
     """
-    processes, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     address = os.environ.get("MASTER_ADDR")
-    if processes <= here or not address or GLOO in os.environ:
+    if this_engine().machines == 1 or not address or GLOO in os.environ:
         return None
     name = interface_to(address)
     if name is None:

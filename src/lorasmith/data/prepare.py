@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,22 @@ def read_train_and_eval(section: Data, seed: int) -> tuple[list[Row], list[Row],
     Raises:
         DataError: At the first broken row, unless the recipe drops them.
     """
-    options: dict[str, Any] = {"kind": section.format, "columns": section.columns, "on_bad_row": section.on_bad_row}
+    return read_each(section, seed, partial(read_rows, kind=section.format))
 
-    def read(source: str, purpose: str = "") -> tuple[list[Row], list[str]]:
-        found = read_rows(source, section.subset, section.split, **options)
-        say_read(len(found.rows), source, purpose, found.kind, found.rejected)
+
+def read_each(
+    section: Data, seed: int, reader: Callable[..., Any], kind: str = ""
+) -> tuple[list[R], list[R], list[str]]:
+    """The rows of all sources of the recipe as `divide` gives them.
+
+    Args:
+        reader: Reads a source; it gives `rows`, `rejected` and, without a kind here, `kind`.
+        kind: What the rows are called.
+    """
+
+    def read(source: str, purpose: str = "") -> tuple[list[R], list[str]]:
+        found = reader(source, section.subset, section.split, columns=section.columns, on_bad_row=section.on_bad_row)
+        say_read(len(found.rows), source, purpose, kind or found.kind, found.rejected)
         return found.rows, found.rejected
 
     return divide(section, seed, read)

@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.examples import Example, PreparedTask, fit_examples, prepared_task
 from lorasmith.data.labelled import MULTI, REGRESSION, Labelled, Problem, balance, read_labelled
-from lorasmith.data.prepare import uncollected
-from lorasmith.data.prepare_pairs import read_each
+from lorasmith.data.prepare import read_each, uncollected
 from lorasmith.data.render import IGNORED
 from lorasmith.errors import DataError
 from lorasmith.recipe import Data

@@ -12,7 +12,7 @@ from lorasmith.data.audit import SHOWN_ROWS, Account, account_lines, fingerprint
 from lorasmith.data.mask import check_masks
 from lorasmith.data.pair_tokens import PairTokens, answered, balance_line, fit_pairs, tokenize_pairs
 from lorasmith.data.pairs import Found, Pair, read_pairs
-from lorasmith.data.prepare import Prepared, divide, say_read, show, uncollected
+from lorasmith.data.prepare import Prepared, read_each, show, uncollected
 from lorasmith.data.rows import R, Row
 from lorasmith.errors import DataError
 from lorasmith.recipe import Data
@@ -53,19 +53,6 @@ def read_and_divide(
     if section.format != "auto" or section.train_on != "assistant":
         raise DataError(f"data.format and data.train_on are for sft.py; {known}.")
     return read_each(section, seed, reader, kind)
-
-
-def read_each(
-    section: Data, seed: int, reader: Callable[..., Found[R]], kind: str
-) -> tuple[list[R], list[R], list[str]]:
-    """Rows from all sources of the recipe, as `divide` gives them; the arguments are those of `read_and_divide`."""
-
-    def read(source: str, purpose: str = "") -> tuple[list[R], list[str]]:
-        found = reader(source, section.subset, section.split, columns=section.columns, on_bad_row=section.on_bad_row)
-        say_read(len(found.rows), source, purpose, kind, found.rejected)
-        return found.rows, found.rejected
-
-    return divide(section, seed, read)
 
 
 @uncollected()

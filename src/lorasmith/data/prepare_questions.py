@@ -7,8 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.audit import Account
 from lorasmith.data.examples import Example, PreparedTask, prepared_task
-from lorasmith.data.prepare import uncollected
-from lorasmith.data.prepare_pairs import read_each
+from lorasmith.data.prepare import read_each, uncollected
 from lorasmith.data.question_tokens import QuestionWindow, encode_questions, tokenize_questions
 from lorasmith.data.squad import Question, read_questions
 from lorasmith.recipe import Data

@@ -3,13 +3,14 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.audit import TOO_LONG_LIMIT, quantiles, too_many
 from lorasmith.data.examples import Example, PreparedTask, fit_examples, prepared_task
-from lorasmith.data.prepare import divide, say_read, uncollected
+from lorasmith.data.prepare import read_each, uncollected
 from lorasmith.data.render import IGNORED, Ids
 from lorasmith.data.rows import Row
 from lorasmith.data.source_target import read_source_target
@@ -26,14 +27,7 @@ def read_train_and_eval_source_target(section: Data, seed: int) -> tuple[list[Ro
     Raises:
         DataError: At the first broken row, unless the recipe drops them.
     """
-    options: dict[str, Any] = {"kind": section.format, "columns": section.columns, "on_bad_row": section.on_bad_row}
-
-    def read(source: str, purpose: str = "") -> tuple[list[Row], list[str]]:
-        found = read_source_target(source, section.subset, section.split, **options)
-        say_read(len(found.rows), source, purpose, found.kind, found.rejected)
-        return found.rows, found.rejected
-
-    return divide(section, seed, read)
+    return read_each(section, seed, partial(read_source_target, kind=section.format))
 
 
 @uncollected()

@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data.audit import Account, quantiles
 from lorasmith.data.examples import Example, PreparedTask, prepared_task
-from lorasmith.data.prepare import uncollected
-from lorasmith.data.prepare_pairs import read_each
+from lorasmith.data.prepare import read_each, uncollected
 from lorasmith.data.render import IGNORED, TokenRow
 from lorasmith.data.strict_json import shown
 from lorasmith.data.tag_tokens import encode_words, tokenize_tagged, with_known_tags
