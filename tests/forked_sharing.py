@@ -2,6 +2,7 @@
 
 The first process of a machine reads and tokenizes; the others map the same rows, or end with it."""
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -31,6 +32,7 @@ from lorasmith.errors import DataError
 from lorasmith.recipe import Data
 from lorasmith.runs import ending
 
+HANGS = 100  # seconds
 FORK = multiprocessing.get_context("fork")
 
 
@@ -101,6 +103,7 @@ def launched(tmp_path, monkeypatch):
 
     def process(rank: int, count: int, port: int, main) -> None:
         sys.stdout = sys.stderr = open(tmp_path / f"err.{rank}", "a")  # noqa: SIM115
+        faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.stderr)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
         os.environ |= {"WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
         monkeypatch.setattr(ending, "FIRST_TELLS", 0.3)
@@ -109,7 +112,7 @@ def launched(tmp_path, monkeypatch):
 
     def launch(main, count: int = 2, wait: bool = True):
         port = next(ports)
-        started = [FORK.Process(target=process, args=(rank, count, port, main)) for rank in range(count)]
+        started = [FORK.Process(target=process, args=(rank, count, port, main), daemon=True) for rank in range(count)]
         for one in started:
             one.start()
         if not wait:

@@ -16,9 +16,12 @@ from lorasmith.recipe import Adapter, Model
 
 FEW = ["trainer.max_steps=3", "trainer.logging_steps=1", *NO_EVAL, "model.dtype=float32"]
 
-# Runs by the plain libraries alone: nothing of this project is imported.
+# Runs by the plain libraries alone: nothing of this project is imported. On CPUs with AVX512-bf16, bitsandbytes' own
+# 4-bit kernel for evaluation rounds to bfloat16 and gives dora packed weights to read: its plain one is compared.
 PLAIN = """
 import json, sys, torch
+import bitsandbytes.nn.modules
+bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
 from peft import AutoPeftModelForCausalLM
 from transformers import BitsAndBytesConfig
 for folder, quantization in json.loads(sys.argv[1]):

@@ -14,7 +14,7 @@ FLOORS = {
     "leaks": 0,
     "limits": 0,
     "listening": 0,
-    "network": 0,
+    "network": 1,
     "started": 0,
     "storages": 1,
     "recipe_streaming": 1,

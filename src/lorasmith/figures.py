@@ -22,6 +22,18 @@ class Line:
     bars: list[list[tuple[float, str]]]
 
 
+@dataclass(slots=True)
+class Interval:
+    """A name, what is said of it at the right, and a value with the interval that it lies in."""
+
+    name: str
+    said: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
 def _heading(parts: list[str], line: Line | Interval, y: int) -> int:
     """Add what a line is called and what is said of it, on two lines where one is too short; where its bar begins."""
     name, said = label(line.name, LONGEST), label(line.said, LONGEST)
@@ -39,7 +51,8 @@ def bars(told: str, lines: list[Line], most: float) -> str:
         told: What the picture shows, for those who do not see it.
         most: The value as wide as the picture.
     """
-    parts, y = [], 0
+    parts: list[str] = []
+    y = 0
     for line in lines:
         y = _heading(parts, line, y)
         for segments in line.bars:
@@ -60,18 +73,6 @@ def bars(told: str, lines: list[Line], most: float) -> str:
     return _svg(told, y - _GAP + 2, parts)
 
 
-@dataclass(slots=True)
-class Interval:
-    """A name, what is said of it at the right, and a value with the interval that it lies in."""
-
-    name: str
-    said: str
-    value: float
-    low: float
-    high: float
-    colour: str
-
-
 def intervals(told: str, lines: list[Interval]) -> str:
     """Intervals below one another, on one scale around a line at zero."""
     most = max([1e-12, *(abs(end) for line in lines for end in (line.low, line.high))]) * 1.05
@@ -79,7 +80,8 @@ def intervals(told: str, lines: list[Interval]) -> str:
     def place(value: float) -> float:
         return 50 + 50 * value / most
 
-    parts, y = [], 0
+    parts: list[str] = []
+    y = 0
     for line in lines:
         y = _heading(parts, line, y)
         x, left, wide = place(line.value), place(line.low), max(place(line.high) - place(line.low), 0.4)
