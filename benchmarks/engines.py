@@ -2,10 +2,10 @@
 
     python benchmarks/engines.py [--scripts sft,dpo] [--processes 2]     # about 15 minutes on two free cores
 
-Writes benchmarks/engines.json, whose table docs/make_scaling.py puts on its page. Each run makes six updates of 16 rows of the
-quickstart, 4 at a time, with the embedded base; what differs is the accelerate config alone. Compared with one process
-are the losses of all updates, those of the evaluation rows, and the adapter's tensors, whose names and shapes must be
-the same; the largest difference counts.
+Writes benchmarks/engines.json, whose table docs/make_scaling.py puts on its page. Each run makes six updates of 16
+rows of the quickstart, 4 at a time, with the embedded base; what differs is the accelerate config alone. Compared with
+one process are the losses of all updates, those of the evaluation rows, and the adapter's tensors, whose names and shapes
+must be the same; the largest difference counts.
 """
 
 import argparse

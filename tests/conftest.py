@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +70,20 @@ def launch(*words: Any, stdin: str = "", **environment: str) -> subprocess.Compl
         capture_output=True,
         timeout=600,
     )
+
+
+def stop_after(script: str, step: int, *words: Any) -> None:
+    """Start a script, ask it to end once it has told of a step, and see it end as one that goes on later."""
+    process = subprocess.Popen(
+        [sys.executable, f"scripts/{script}.py", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    assert process.wait(400) == 75
 
 
 def sft(*words: Any) -> Path:

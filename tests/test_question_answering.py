@@ -4,15 +4,12 @@ import contextlib
 import io
 import json
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, launch, losses, run_script, write_rows
+from conftest import launch, losses, run_script, stop_after, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -350,16 +347,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_encoder, rows, tm
     folder = small_encoder("bert")
     whole = finder(folder, rows, tmp_path / "whole", *more)
     words = words_for(folder, rows, tmp_path / "cut", *more)
-    process = subprocess.Popen(
-        [sys.executable, "scripts/question_answering.py", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    process.stdout.read()
-    assert process.wait(120) == 75
+    stop_after("question_answering", 5, *words)
     again = run_script("question_answering", *words)
     one, other = ((out / "adapter_model.safetensors").read_bytes() for out in (whole, again))
     assert one == other

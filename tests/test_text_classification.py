@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, ENCODER_WORDS, ROOT, SHARED, launch, losses, run_script, write_rows
+from conftest import BASE, ENCODER_WORDS, ROOT, SHARED, launch, losses, run_script, stop_after, write_rows
 
 from lorasmith.data.labelled import Problem
 from lorasmith.errors import LorasmithError
@@ -322,16 +321,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(small_encoder, rows, tm
     folder = small_encoder("bert")
     whole = classifier(folder, rows, tmp_path / "whole", *more)
     words = words_for(folder, rows, tmp_path / "cut", *more)
-    process = subprocess.Popen(
-        [sys.executable, "scripts/text_classification.py", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    process.stdout.read()
-    assert process.wait(120) == 75
+    stop_after("text_classification", 5, *words)
     again = run_script("text_classification", *words)
     one, other = ((out / "adapter_model.safetensors").read_bytes() for out in (whole, again))
     assert one == other

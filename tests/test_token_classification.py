@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ENCODER_WORDS, ROOT, launch, load_benchmark, losses, run_script, write_rows
+from conftest import ENCODER_WORDS, ROOT, launch, load_benchmark, losses, run_script, stop_after, write_rows
 
 from lorasmith.errors import LorasmithError
 from lorasmith.runs.measuring_tags import TagFigures
@@ -340,16 +339,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(base, rows, tmp_path):
     more = ("trainer.max_steps=12", "run.effective_batch=8", "trainer.save_steps=4", "run.keep_checkpoints=true")
     whole = tagger(base, rows, tmp_path / "whole", *more)
     words = words_for(base, rows, tmp_path / "cut", *more)
-    process = subprocess.Popen(
-        [sys.executable, "scripts/token_classification.py", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    process.stdout.read()
-    assert process.wait(120) == 75
+    stop_after("token_classification", 5, *words)
     again = run_script("token_classification", *words)
     one, other = ((out / "adapter_model.safetensors").read_bytes() for out in (whole, again))
     assert one == other
