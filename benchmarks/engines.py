@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/engines.json"
 SCRIPTS = ("sft", "dpo", "text_classification")
+PAIRS = ("dpo", "orpo", "reward")  # trained on pairs of answers
 BASES = {"none": "float32", "nf4": "nf4"}
 ENGINES = {"DDP": "cpu_2_processes", "FSDP2": "cpu_2_processes_fsdp2"}
 UPDATES, ROWS, MICRO_BATCH = 6, 16, 4
@@ -77,7 +78,7 @@ def write_recipe(script: str, folder: Path) -> Path:
     paths = []
     for part in ("train", "heldout"):
         rows = [json.loads(line) for line in (ROOT / f"quickstart/data/{part}.jsonl").read_text().splitlines()][:130]
-        if script == "dpo":
+        if script in PAIRS:
             answers = [row["messages"][-1:] for row in rows]
             rows = [
                 {"prompt": row["messages"][:-1], "chosen": answers[at], "rejected": answers[at - 1]}

@@ -279,6 +279,10 @@ losses of updates, the losses of evaluation rows, and the tensors of the adapter
 The optimizer's first steps enlarge in the adapter what rounding leaves of gradients that are nearly nothing.
 Checkpoints are the same files under every engine, and go on under any other (`tests/test_engines.py`).
 
+Two things part the losses by more, as everywhere: what is drawn in the forward pass (dropout, NEFTune) is drawn by each
+process for itself; and where an epoch's rows do not fill its last update, processes that lack a row there take one of
+the epoch's first (accelerate's `even_batches`), while one process makes a smaller update.
+
 {losses()}
 """
 

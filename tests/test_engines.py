@@ -108,12 +108,16 @@ WRONG = {
     "a file that is not checked": (
         {"kind": ZERO2, "processes": 2, "settings": {"deepspeed_config_file": "ds.json"}}, [], "deepspeed_config_file is `ds.json`;",
     ),
-    "DeepSpeed on CPUs": ({"kind": ZERO2, "processes": 2, "cpu": True}, [], "ZeRO-2 with use_cpu; DeepSpeed needs GPUs."),
-    "offload from a CPU": ({**SHARDED, "cpu": True, "offload": True}, [], "fsdp_offload_params is `true` with use_cpu;"),
+    "DeepSpeed on CPUs": ({"kind": ZERO2, "processes": 2, "cpu": True}, [], "ZeRO-2 on CPUs; DeepSpeed needs GPUs."),
+    "offload from a CPU": ({**SHARDED, "cpu": True, "offload": True}, [], "fsdp_offload_params is `true` on CPUs;"),
     "tensor parallel": ({**SHARDED, "settings": {"parallelism_config_tp_size": 2}}, [], "parallelism_config_tp_size is `2`;"),
     "context parallel without FSDP2": ({"kind": DDP, "processes": 2, "context": 2}, [], "parallelism_config_cp_size is `2` under DDP;"),
     "context parallel on flat batches": ({**SHARDED, "context": 2}, [], "rows are padded then. Write speed.padding_free=false"),
-    "a method of adapters": (SHARDED, ["adapter.method=ia3"], "FSDP2 with adapter.method `ia3`; expected lora or dora."),
+    "a method of adapters": (SHARDED, ["adapter.method=ia3"], "FSDP2 with adapter.method `ia3`; expected lora, rslora or dora."),
+    "new tokens sharded": (SHARDED, ["model.add_tokens=[<a>]"], "FSDP2 with model.add_tokens; peft's copies of embedding and head"),
+    "a whole module sharded": (
+        SHARDED, ["adapter.options.modules_to_save=[lm_head]"], "Take adapter.options.modules_to_save out, or take accelerate_configs/multi_gpu",
+    ),
 }  # fmt: skip
 
 
@@ -217,6 +221,29 @@ def test_a_sharded_run_has_the_losses_and_the_adapter_of_one_process(both):
     assert {name for name in files[0] ^ files[1] if "rng_state" not in name} == set()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["adapter.method=dora"],
+        ["adapter.method=dora", "model.quantization=nf4"],
+        ["adapter.method=rslora"],
+        ["adapter.loraplus_lr_ratio=4"],
+        ["model.dtype=bfloat16"],
+        ["run.gradient_checkpointing=true"],
+        ["run.early_stopping=1", "trainer.eval_steps=2"],
+    ],
+    ids=" ".join,
+)
+def test_settings_have_the_same_losses_in_a_sharded_run(words, tmp_path):
+    found = load_benchmark("engines").differences(
+        *(sharded(config, tmp_path / config, *words) for config in ("cpu", "cpu_2_processes_fsdp2"))
+    )
+    assert found["loss"] < 1e-5
+    assert found["eval_loss"] < 1e-5
+    assert found["adapter"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("written", "config", "count"),
     [
@@ -243,7 +270,7 @@ def test_a_checkpoint_of_one_engine_goes_on_under_another(both, written, config,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["dpo", "text_classification"])
+@pytest.mark.parametrize("script", ["dpo", "orpo", "reward", "text_classification"])
 def test_other_scripts_have_the_same_losses_under_every_engine(script, tmp_path):
     for found in load_benchmark("engines").compare(script, "none", [2], tmp_path):
         assert found["loss"] < 1e-5, found

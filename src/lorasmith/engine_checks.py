@@ -13,7 +13,7 @@ from lorasmith.recipe import Recipe
 FOLDER = "accelerate_configs"
 KNOWN = (SINGLE, DDP, FSDP2, ZERO2, ZERO3)
 GENERATING = ("grpo",)
-SHARDED_METHODS = ("lora", "dora")  # of adapters, shown to train alike sharded and whole
+SHARDED_METHODS = ("lora", "rslora", "dora")  # of adapters, shown to train alike sharded and whole
 BITSANDBYTES = ("8bit", "paged", "bnb", "lion", "ademamix")  # in the names of its optimizers
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -33,6 +33,8 @@ def check_engine(engine: Engine, recipe: Recipe, method: str, here: bool = True)
     if engine.kind not in KNOWN:
         known = f"{DDP}, {FSDP2}, {ZERO2} or {ZERO3}"
         raise _wrong(f"the engine is {engine.kind}", f"expected {known}", f"Take one of {FOLDER}/")
+    if engine.cpu:
+        check_on_cpus(engine)
     _check_batch(engine, recipe)
     _check_numbers(engine, recipe)
     if engine.kind == FSDP2:
@@ -43,6 +45,25 @@ def check_engine(engine: Engine, recipe: Recipe, method: str, here: bool = True)
         _check_context(engine, recipe, method)
     if engine.shards_weights:
         _check_sharded(engine, recipe, method)
+
+
+def check_on_cpus(engine: Engine) -> None:
+    """Refuse what needs GPUs; whether there are any, a launcher of several processes does not say.
+
+    Raises:
+        RecipeError: With the line to change.
+    """
+    if engine.kind.startswith(ZERO):
+        raise _wrong(f"{engine.kind} on CPUs", "DeepSpeed needs GPUs", f"Take {FOLDER}/cpu_2_processes_fsdp2.yaml")
+    if engine.context > 1:
+        size = f"parallelism_config_cp_size is `{engine.context}` on CPUs"
+        raise _wrong(size, "torch's ring attention needs GPUs", "Write parallelism_config_cp_size: 1")
+    if engine.offload:
+        raise _wrong(
+            "fsdp_offload_params is `true` on CPUs",
+            "the weights are in the computer's memory already",
+            "Write fsdp_offload_params: false",
+        )
 
 
 def _wrong(found: str, expected: str, mend: str) -> RecipeError:
@@ -112,17 +133,9 @@ def _check_fsdp(engine: Engine) -> None:
             "run.gradient_checkpointing decides",
             "Take the line out",
         )
-    if engine.offload and engine.cpu:
-        raise _wrong(
-            "fsdp_offload_params is `true` with use_cpu",
-            "the weights are in the computer's memory already",
-            "Write fsdp_offload_params: false",
-        )
 
 
 def _check_deepspeed(engine: Engine, recipe: Recipe, here: bool) -> None:
-    if engine.cpu:
-        raise _wrong(f"{engine.kind} with use_cpu", "DeepSpeed needs GPUs", f"Take {FOLDER}/cpu_2_processes_fsdp2.yaml")
     file = engine.setting("deepspeed_config_file")
     if file not in (None, "none", "None"):
         raise _wrong(
@@ -155,8 +168,6 @@ def _check_context(engine: Engine, recipe: Recipe, method: str) -> None:
         raise _wrong(
             f"{size} under {engine.kind}", f"accelerate offers it under {FSDP2}", "Write distributed_type: FSDP"
         )
-    if engine.cpu:
-        raise _wrong(f"{size} with use_cpu", "torch's ring attention needs GPUs", "Write parallelism_config_cp_size: 1")
     if method != "sft":
         raise _wrong(f"{size} for {method}.py", "rows of sft.py alone are split", f"Take {FOLDER}/fsdp2.yaml")
     if recipe.trainer.get("packing") or recipe.speed.padding_free:
@@ -186,9 +197,19 @@ def _check_sharded(engine: Engine, recipe: Recipe, method: str) -> None:
     if recipe.adapter.method not in SHARDED_METHODS:
         raise _wrong(
             f"{engine.kind} with adapter.method `{recipe.adapter.method}`",
-            f"expected {' or '.join(SHARDED_METHODS)}",
+            f"expected {', '.join(SHARDED_METHODS[:-1])} or {SHARDED_METHODS[-1]}",
             f"Write adapter.method=lora, or take {FOLDER}/multi_gpu.yaml",
         )
+    for setting, given in (
+        ("model.add_tokens", recipe.model.add_tokens),
+        ("adapter.options.modules_to_save", recipe.adapter.options.get("modules_to_save")),
+    ):
+        if given:
+            raise _wrong(
+                f"{engine.kind} with {setting}",
+                "peft's copies of embedding and head cannot be sharded",
+                f"Take {setting} out, or take {FOLDER}/multi_gpu.yaml",
+            )
     optimizer = str(recipe.trainer.get("optim", ""))
     if engine.kind == FSDP2 and any(word in optimizer for word in BITSANDBYTES):
         raise _wrong(

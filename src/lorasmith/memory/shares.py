@@ -88,7 +88,7 @@ def share_of(shape: Shape, s: Setting) -> Share:
     always = {"buckets": 4 * weights} if engine.kind == DDP else {}
     states = int(optimizer_bytes(s.optimizer) * weights)
     base, gradients = base_bytes(shape, s), 4 * weights
-    return Share(base, 4 * weights, states, gradients, gradients, always, 0, {}, outside, base, _host(engine, {}), 0)
+    return Share(base, 4 * weights, states, gradients, gradients, always, 0, {}, outside, base, _host(s, {}), 0)
 
 
 def _fsdp(shape: Shape, s: Setting, engine: Engine, outside: int) -> Share:
@@ -125,13 +125,13 @@ def _fsdp(shape: Shape, s: Setting, engine: Engine, outside: int) -> Share:
         loading = shards + adapter + largest
         return Share(
             shards, adapter, states, adapter, whole_gradients, {}, 2 * units.trained, gathered, outside, loading,
-            _host(engine, {}), _read(shape, s, engine),
+            _host(s, {}), _read(shape, s, engine),
         )  # fmt: skip
     # Shards, their gradients and the optimizer's states lie in pinned memory; the update is the CPU's.
     host = {"weights": base, "adapter": adapter, "gradients": adapter, "optimizer": states}
     return Share(
         units.apart, 0, 0, 0, whole_gradients, {}, 2 * units.trained, gathered, outside, units.apart + largest,
-        _host(engine, host), _read(shape, s, engine),
+        _host(s, host), _read(shape, s, engine),
     )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def _zero(shape: Shape, s: Setting, engine: Engine, outside: int) -> Share:
     base = base_bytes(shape, s)
     if engine.kind == f"{ZERO}-2":
         return Share(
-            base, e * weights, states, kept, kept, {}, bucket, {}, outside, base, _host(engine, host),
+            base, e * weights, states, kept, kept, {}, bucket, {}, outside, base, _host(s, host),
             _read(shape, s, engine),
         )  # fmt: skip
     small = min(base, e * shape.layers * shape.block_other)  # norms and biases stay whole
@@ -167,7 +167,7 @@ def _zero(shape: Shape, s: Setting, engine: Engine, outside: int) -> Share:
     largest = max(e * shape.vocab * shape.hidden, max((one.weights for one in shape.linears), default=0) * e)
     return Share(
         device, e * weights, states, kept, kept, {"bucket": bucket}, 0, gathered, outside, device + largest,
-        _host(engine, host), _read(shape, s, engine),
+        _host(s, host), _read(shape, s, engine),
     )  # fmt: skip
 
 
@@ -221,9 +221,9 @@ def _cut(linears: tuple[Linear, ...], s: Setting, never_quantized: tuple[str, ..
     return (0, stored + constants) if s.quantization == "int8" else (stored, constants)
 
 
-def _host(engine: Engine, parts: dict[str, int]) -> dict[str, int]:
+def _host(s: Setting, parts: dict[str, int]) -> dict[str, int]:
     """The computer's memory that one process takes, where its device has its own."""
-    return {} if engine.cpu else {"process": PROCESS} | parts
+    return {} if s.device == "cpu" else {"process": PROCESS} | parts
 
 
 def _read(shape: Shape, s: Setting, engine: Engine) -> int:
@@ -232,7 +232,7 @@ def _read(shape: Shape, s: Setting, engine: Engine) -> int:
     Unquantized weights are read by the first process of a machine alone where fsdp_cpu_ram_efficient_loading is on;
     accelerate turns that off for 4-bit ones, and ZeRO-3 cuts weights one by one.
     """
-    if engine.cpu or engine.kind in (f"{ZERO}-2", f"{ZERO}-3"):
+    if s.device == "cpu" or engine.kind in (f"{ZERO}-2", f"{ZERO}-3"):
         return 0
     once = bool(engine.setting("fsdp_cpu_ram_efficient_loading", True)) and s.quantization == "none"
     return base_bytes(shape, s) // (engine.per_machine if once else 1)

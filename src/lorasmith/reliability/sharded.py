@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -69,8 +71,11 @@ def sharded(trainer: type[Any]) -> type[Any]:
         def _load_best_model(self) -> None:
             if not self.is_sharded:
                 return super()._load_best_model()
+            saved = load_file(Path(self.state.best_model_checkpoint) / "adapter_model.safetensors")
             with whole_weights(self.model, changed=True):
-                self.model.load_adapter(self.state.best_model_checkpoint, self.model.active_adapters[0])
+                # Not by load_state_dict(): FSDP2's own hook there expects shards.
+                for name, weight in get_peft_model_state_dict(self.model).items():
+                    weight.copy_(saved[name])
             return None
 
     ShardedTrainer.__name__ = trainer.__name__

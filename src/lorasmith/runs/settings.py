@@ -6,6 +6,7 @@ from typing import Any
 from lorasmith import hardware, upstream
 from lorasmith.console import say
 from lorasmith.engine import FSDP2, Engine, this_engine
+from lorasmith.engine_checks import check_on_cpus
 from lorasmith.errors import ModelError, RecipeError
 from lorasmith.hardware import Hardware
 from lorasmith.memory.lengths import with_length
@@ -178,6 +179,8 @@ def make_config(kind: Any, recipe: Recipe, machine: Hardware, method: str = "sft
 
 
 def _check_devices(engine: Engine, machine: Hardware) -> None:
+    if machine.device == "cpu":
+        check_on_cpus(engine)
     here = int(engine.setting("processes of this machine", 1))
     if machine.device == "cuda" and here > machine.count:
         raise RecipeError(
