@@ -202,6 +202,19 @@ def test_several_machines_are_planned_with_their_network():
     assert speed(fast) > 4 * speed(slow)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_command_for_several_machines_lets_them_meet(rank):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    line = proposed("run.micro_batch=2", "--gpus", "2x2x24")[-1].removeprefix("next: accelerate launch ")
+    words = line.replace("RANK", str(rank)).replace("FIRST_MACHINE", "10.0.0.1").split()
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    prepare_multi_gpu_env(arguments)
+    assert arguments.rdzv_endpoint == f"10.0.0.1:{offers.PORT}"
+    assert (arguments.nnodes, arguments.node_rank, arguments.nproc_per_node) == ("2", rank, "2")
+
+
 def test_one_config_is_planned_for_alone():
     lines = proposed("--gpus", "2x24", "--engine", "accelerate_configs/fsdp2.yaml")
     assert any("FSDP2 over 2" in line for line in lines)

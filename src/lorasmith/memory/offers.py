@@ -22,6 +22,7 @@ ENGINES = {
     "deepspeed_zero3_offload": (f"{ZERO}-3", True),
 }
 ALIKE = 0.97  # of the best speed, within which what asks for less is taken
+PORT = 29500  # where the processes of several machines meet, torch's own default
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Offer:
         command = f"accelerate launch --config_file accelerate_configs/{self.config}.yaml"
         if self.engine.machines > 1:
             command += f" --num_machines {self.engine.machines} --machine_rank RANK --main_process_ip FIRST_MACHINE"
+            command += f" --main_process_port {PORT}"  # the configs let one machine choose a free one
         return f"{command} --num_processes {self.engine.processes}"
 
 
