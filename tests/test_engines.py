@@ -248,7 +248,7 @@ def test_settings_have_the_same_losses_in_a_sharded_run(words, tmp_path):
     ("written", "config", "count"),
     [
         (1, "cpu", 1),
-        pytest.param(0, "cpu_2_processes_fsdp2", 2, marks=pytest.mark.slow),
+        (0, "cpu_2_processes_fsdp2", 2),
         pytest.param(1, "cpu_2_processes_fsdp2", 4, marks=pytest.mark.slow),
         pytest.param(1, "cpu_2_processes", 2, marks=pytest.mark.slow),
     ],

@@ -54,8 +54,9 @@ def sharded(trainer: type[Any]) -> type[Any]:
             return None
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            with whole_weights(self.model, changed=True):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not self.is_sharded:
+                return super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return load_trained(self.model, Path(resume_from_checkpoint))
 
         def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
             if checkpoint is None or not self.is_sharded:
@@ -71,12 +72,7 @@ def sharded(trainer: type[Any]) -> type[Any]:
         def _load_best_model(self) -> None:
             if not self.is_sharded:
                 return super()._load_best_model()
-            saved = load_file(Path(self.state.best_model_checkpoint) / "adapter_model.safetensors")
-            with whole_weights(self.model, changed=True):
-                # Not by load_state_dict(): FSDP2's own hook there expects shards.
-                for name, weight in get_peft_model_state_dict(self.model).items():
-                    weight.copy_(saved[name])
-            return None
+            return load_trained(self.model, Path(self.state.best_model_checkpoint))
 
     ShardedTrainer.__name__ = trainer.__name__
     return ShardedTrainer
@@ -134,6 +130,17 @@ def whole_weights(model: torch.nn.Module, changed: bool = False) -> Iterator[Non
                 with torch.no_grad():
                     weight.copy_(shared_out(gathered.detach(), weight))
             module._parameters[name] = weight
+
+
+def load_trained(model: Any, checkpoint: Path) -> None:
+    """Put what a checkpoint's adapter has into a sharded model, on every process.
+
+    Not by load_state_dict(), as transformers and peft do: FSDP2's own hook there expects shards.
+    """
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    with whole_weights(model, changed=True):
+        for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+            weight.copy_(saved[name])
 
 
 def whole(found: Any) -> Any:
