@@ -298,12 +298,12 @@ def times() -> str:
         for count, one in report["gloo"].items()
     ]
     text = (
-        f"`python benchmarks/scaling.py` ({report['machine']}, {report['cores']} cores; other work ran beside it, so "
-        f"the fastest update of a run counts): updates of {report['rows']} rows, one thread a process. gloo alone: "
+        f"`python benchmarks/scaling.py` ({report['machine']}, {report['cores']} cores; the fastest update of a run "
+        f"counts): updates of {report['rows']} rows, one thread a process. gloo alone: "
         f"{'; '.join(sent)}. The prediction puts these into the plan's formulas and starts from the update of one "
         "process; with more processes than cores, these share them, so that four cannot be faster than two. On a CPU "
         "nothing hides what is sent. FSDP2's own Python for each block of each micro-batch is not in the formulas, and "
-        "shows on models as small as these; so does what other work took of the two cores at the time."
+        "shows on models as small as these; so does what processes that share a core lose by taking turns."
     )
     if "load" in report:
         text += f" Load before and at the end: {' and '.join(map(str, report['load']))}."
