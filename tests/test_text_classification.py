@@ -61,6 +61,7 @@ def words_for(model: Any, rows: Any, out: Any, *more: str) -> list[str]:
         "trainer.learning_rate=1e-3",
         "trainer.warmup_steps=10",
         "run.effective_batch=32",
+        "run.micro_batch=auto",
         *more,
     ]
 
