@@ -74,16 +74,15 @@ def launch(*words: Any, stdin: str = "", **environment: str) -> subprocess.Compl
 
 def stop_after(script: str, step: int, *words: Any) -> None:
     """Start a script, ask it to end once it has told of a step, and see it end as one that goes on later."""
-    process = subprocess.Popen(
-        [sys.executable, f"scripts/{script}.py", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"step {step}/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    process.stdout.read()
-    assert process.wait(400) == 75
+    command = [sys.executable, f"scripts/{script}.py", *map(str, words)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(f"step {step}/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        process.stdout.read()
+        assert process.wait(400) == 75
 
 
 def sft(*words: Any) -> Path:
